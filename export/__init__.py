@@ -1,0 +1,1 @@
+"""From a DeepSeek-OCR checkpoint to the engines that Triton loads."""

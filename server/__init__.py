@@ -1,0 +1,1 @@
+"""Everything Triton-specific that is not a model: tensor adapter, metrics, launcher."""
