@@ -1,0 +1,1 @@
+"""The decoder stage: prompt, engines, and what turns token ids into text."""
