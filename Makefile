@@ -1,0 +1,69 @@
+# Every task of the project. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where PyTorch comes from. The default is PyTorch's own CPU wheels: no CUDA packages. Empty: the usual index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CHECKPOINT ?= export/reference/checkpoint
+ENGINES ?= engines
+MODES ?= tiny,small,base,large,gundam
+PAGE ?= examples/page.png
+TRUTH ?= examples/page.md
+
+.PHONY: help
+help: ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Making the virtual environment in $(VENV) (about 1 GB; a few minutes the first time) ..."
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d: name one with PYTHON=" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[client,serve,export,dev]'
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/installed ## make the virtual environment and install everything
+
+.PHONY: engines
+engines: install ## export the checkpoint to CPU engines (skipped when they are up to date)
+	$(BIN)/python -m export --checkpoint $(CHECKPOINT) --target cpu --modes $(MODES) --output $(ENGINES) all
+
+.PHONY: demo
+demo: engines ## read the example page through a real Triton server
+	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m client ocr $(PAGE) --truth $(TRUTH) --facts
+
+.PHONY: serve
+serve: engines ## keep the server up: HTTP 8000, gRPC 8001, metrics 8002; Ctrl-C stops it
+	$(BIN)/python -m server --engines $(ENGINES) serve
+
+.PHONY: test
+test: install ## lint, types, layers, and every test of a few minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m 'not long'
+
+.PHONY: test-long
+test-long: install ## the tests that take more than a few minutes
+	$(BIN)/python -m pytest -m long
+
+.PHONY: benchmarks
+benchmarks: engines ## measure pruning and decoding on this machine into benchmarks/results/
+	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/decoding.py
+
+.PHONY: ablation
+ablation: engines ## character error rate against retention, every strategy
+	$(BIN)/python benchmarks/retention.py
+
+.PHONY: figures
+figures: engines ## the README's figures
+	$(BIN)/python benchmarks/figures.py
+
+.PHONY: clean
+clean: ## remove the engines and what the tools left, not the virtual environment
+	rm -rf $(ENGINES) $(ENGINES).previous build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,73 @@
+"""Streams a page's text as it is written, and tells the decoder when the client has gone."""
+
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from rtprune.errors import OcrError, Unavailable
+from rtprune.settings import settings
+from server import backend, collect
+from server.cancel import CancelWatch
+
+INPUTS = ("IMAGE", "PROMPT", "MODE", "RETENTION", "MAX_TOKENS", "NO_REPEAT_NGRAM", "TIME_LIMIT")
+
+
+def cancel(ticket):
+    try:
+        list(collect.stream("decoder", {"CANCEL": backend.text(ticket)}, ("FINISH_REASON",), ticket))
+    except OcrError as error:
+        backend.log("cancel failed", "stream", ticket, level="warn", error=str(error))
+
+
+class TritonPythonModel:
+    """The streaming front door: `encode`, then `decoder`."""
+
+    def initialize(self, args):
+        self.limit = settings().max_running + settings().max_waiting + settings().max_encoding
+        self.threads = ThreadPoolExecutor(self.limit, "stream")
+        self.watch = CancelWatch(cancel, settings().cancel_poll_seconds)
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            if self.watch.under_way >= self.limit:
+                error = Unavailable(f"The server is busy: {self.limit} pages are under way. Try again later.")
+                self.end(sender, backend.failure(error, "stream", request.request_id()))
+                continue
+            ticket = uuid.uuid4().hex
+            self.watch.add(ticket, sender.is_cancelled)
+            self.threads.submit(self.serve, request, sender, ticket, time.monotonic())
+
+    def serve(self, request, sender, ticket, arrival):
+        try:
+            self.read(request, sender, ticket, arrival)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:
+            self.end(sender, backend.failure(error, "stream", request.request_id()))
+        finally:
+            self.watch.remove(ticket)
+
+    def read(self, request, sender, ticket, arrival):
+        if self.watch.cancelled(ticket):
+            return
+        inputs = {name: backend.array(request, name) for name in INPUTS}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        inputs["ARRIVAL"] = np.array([arrival], np.float64)
+        encoded = collect.call("encode", inputs, collect.PROMPT, request.request_id())
+        if self.watch.cancelled(ticket):
+            return
+        prompt = {tensor.name(): tensor.as_numpy() for tensor in encoded.output_tensors()}
+        prompt["TICKET"] = backend.text(ticket)
+        for answer in collect.stream("decoder", prompt, collect.ANSWER, request.request_id()):
+            if not self.watch.cancelled(ticket):
+                sender.send(pb_utils.InferenceResponse(answer.output_tensors()))
+
+    def end(self, sender, answer):
+        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        self.threads.shutdown(wait=True)
+        self.watch.close()

@@ -1,0 +1,47 @@
+"""Encodes the views and tiles of every page that waits, one batch an input size; lays the tokens out."""
+
+import time
+
+import numpy as np
+from rtprune.manifest import Manifest
+from rtprune.vision import VisionStage
+
+from rtprune.settings import settings
+from server import backend
+
+
+class TritonPythonModel:
+    """Stage 2 of `encode`."""
+
+    def initialize(self, args):
+        self.metrics = backend.Counters()
+        self.stage = VisionStage.open(Manifest.load(settings().engines), settings())
+        self.stage.warm_up()
+
+    def execute(self, requests):
+        started = time.monotonic()
+        answers, pages, waiting = [None] * len(requests), [], []
+        for i, request in enumerate(requests):
+            try:
+                clock = backend.required(request, "CLOCK")[0]
+                backend.check_deadline(clock, "vision")
+                pages.append(
+                    (backend.required(request, "GLOBAL_VIEW")[0], backend.required(request, "TILES")[0])
+                )
+                waiting.append((i, clock))
+            except Exception as error:
+                answers[i] = backend.failure(error, "vision", request.request_id())
+        encoded = self.stage.encode_pages(pages)
+        seconds = time.monotonic() - started
+        for (i, clock), tokens in zip(waiting, encoded, strict=True):
+            if isinstance(tokens, Exception):
+                answers[i] = backend.failure(tokens, "vision", requests[i].request_id())
+                continue
+            self.metrics.stage_seconds("vision", seconds)
+            answers[i] = backend.response(
+                {"TOKENS": tokens[None], "CLOCK_OUT": np.append(clock, seconds)[None].astype(np.float64)}
+            )
+        return answers
+
+    def finalize(self):
+        self.stage.close()

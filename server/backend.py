@@ -1,0 +1,136 @@
+"""Between Triton's Python backend and the library: tensors in and out, statuses, logs, metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from rtprune.errors import InvalidInput, OcrError, Unavailable
+
+
+def array(request: Any, name: str) -> np.ndarray | None:
+    """One input as an array, None where the request leaves it out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def required(request: Any, name: str) -> np.ndarray:
+    """One input as an array.
+
+    Raises:
+        InvalidInput: the request has none.
+    """
+    value = array(request, name)
+    if value is None:
+        raise InvalidInput(f"The input {name} is missing.")
+    return value
+
+
+def response(outputs: Mapping[str, np.ndarray]) -> Any:
+    """An answer made of named arrays."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
+
+
+def text(value: str) -> np.ndarray:
+    """A BYTES [1] array of one UTF-8 string."""
+    return np.array([value.encode()], dtype=np.object_)
+
+
+def failure(error: Exception, stage: str, request_id: str) -> Any:
+    """The answer to a request that failed: one sentence and a status; a traceback only for our own bugs."""
+    if isinstance(error, OcrError):
+        code = (
+            pb_utils.TritonError.INVALID_ARG
+            if isinstance(error, InvalidInput)
+            else pb_utils.TritonError.UNAVAILABLE
+            if isinstance(error, Unavailable)
+            else pb_utils.TritonError.INTERNAL
+        )
+        log("refused", stage, request_id, error=str(error))
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    log("bug", stage, request_id, level="error", error="".join(traceback.format_exception(error)))
+    sentence = f"The {stage} stage failed on this page; the server's log has the details."
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, pb_utils.TritonError.INTERNAL))
+
+
+def log(event: str, stage: str, request_id: str, level: str = "info", **facts: Any) -> None:
+    """One structured line, never with image bytes or page text."""
+    line = json.dumps({"event": event, "stage": stage, "id": request_id, **facts}, ensure_ascii=False)
+    getattr(pb_utils.Logger, f"log_{level}")(line)
+
+
+def answer(
+    request: Any,
+    stage: str,
+    compute: Callable[[Any], Mapping[str, np.ndarray]],
+) -> Any:
+    """Answer one request with `compute`; whatever it raises becomes the request's error."""
+    try:
+        return response(compute(request))
+    except Exception as error:
+        return failure(error, stage, request.request_id())
+
+
+class Counters:
+    """Prometheus counters and gauges beside Triton's own, one family a name, one metric a label set."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+
+    def _metric(self, name: str, help_text: str, kind: Any, labels: dict[str, str]) -> Any:
+        key = (name, tuple(sorted(labels.items())))
+        if key not in self._metrics:
+            if name not in self._families:
+                self._families[name] = pb_utils.MetricFamily(name=name, description=help_text, kind=kind)
+            self._metrics[key] = self._families[name].Metric(labels=labels)
+        return self._metrics[key]
+
+    def add(self, name: str, help_text: str, value: float = 1.0, **labels: str) -> None:
+        """Increase a counter."""
+        self._metric(name, help_text, pb_utils.MetricFamily.COUNTER, labels).increment(value)
+
+    def set(self, name: str, help_text: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._metric(name, help_text, pb_utils.MetricFamily.GAUGE, labels).set(value)
+
+    def stage_seconds(self, stage: str, seconds: float) -> None:
+        """Count one request of a stage and the seconds it took."""
+        self.add("ocr_stage_seconds_total", "Seconds of compute, by stage.", seconds, stage=stage)
+        self.add("ocr_stage_requests_total", "Requests computed, by stage.", stage=stage)
+
+
+def check_deadline(clock: np.ndarray, stage: str) -> None:
+    """Refuse a request whose time ran out before this stage could start.
+
+    Raises:
+        Unavailable: CLOCK's deadline has passed.
+    """
+    arrival, deadline = float(clock[0]), float(clock[1])
+    if time.monotonic() > deadline:
+        raise Unavailable(
+            f"The time limit of {deadline - arrival:.1f} s passed before the {stage} stage could start; "
+            "the server is busy."
+        )
+
+
+def send(sender: Any, answer: Any) -> None:
+    """Send one answer of several; a client that has gone is not an error."""
+    try:
+        sender.send(answer)
+    except pb_utils.TritonModelException as error:
+        log("not sent", "decoder", "", level="warn", error=str(error))
+
+
+def finish(sender: Any, answer: Any) -> None:
+    """Send the last answer of a request."""
+    try:
+        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except pb_utils.TritonModelException as error:
+        log("not sent", "decoder", "", level="warn", error=str(error))

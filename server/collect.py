@@ -1,0 +1,59 @@
+"""Calls from one model to another (BLS): a call, an iteration over a stream, errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from rtprune.errors import EngineError, InvalidInput, OcrError, Unavailable
+
+ANSWER = ("TEXT", "FINISH_REASON", "TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
+PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK")
+
+
+def call(model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str) -> Any:
+    """One request to a model with one answer.
+
+    Raises:
+        OcrError: of the class that fits the answer's status.
+    """
+    answered = _request(model, inputs, outputs, request_id).exec()
+    _check(answered)
+    return answered
+
+
+def stream(
+    model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str
+) -> Iterator[Any]:
+    """One request to a decoupled model; its answers as they come.
+
+    Raises:
+        OcrError: of the class that fits the answer's status.
+    """
+    for answered in _request(model, inputs, outputs, request_id).exec(decoupled=True):
+        _check(answered)
+        if answered.output_tensors():
+            yield answered
+
+
+def _request(model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str) -> Any:
+    return pb_utils.InferenceRequest(
+        model_name=model,
+        request_id=request_id,
+        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+        requested_output_names=list(outputs),
+    )
+
+
+def _check(answered: Any) -> None:
+    if not answered.has_error():
+        return
+    error = answered.error()
+    kinds: dict[int, type[OcrError]] = {
+        pb_utils.TritonError.INVALID_ARG: InvalidInput,
+        pb_utils.TritonError.UNAVAILABLE: Unavailable,
+    }
+    raise kinds.get(error.code(), EngineError)(error.message())
