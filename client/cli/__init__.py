@@ -1,0 +1,1 @@
+"""The command line `deepseek-ocr`, a command a file."""

@@ -1,0 +1,218 @@
+"""gRPC to Triton: unary calls and streams over reused connections, cancellation, shared memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from tritonclient.grpc import InferenceServerClient, InferInput, KeepAliveOptions
+from tritonclient.utils import InferenceServerException
+
+from client.connection import Target, triton_error
+from client.errors import ClientError, ServerFailed
+from client.request import Answer, OcrOptions, build_inputs
+from client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
+from client.shared_memory import shared_image
+
+# Makes Triton close a stream that failed with a gRPC status; without it an error on a stream has no status.
+STATUS_HEADER = {"triton_grpc_error": "true"}
+
+
+def keepalive(settings: ClientSettings) -> KeepAliveOptions:
+    """Pings while a request runs, so that a host that went away is noticed."""
+    return KeepAliveOptions(keepalive_time_ms=int(settings.keepalive_time * 1000))
+
+
+def is_final(answer: Any) -> bool:
+    """Whether Triton says that no answer follows this one."""
+    parameters = answer.get_response().parameters
+    return "triton_final_response" in parameters and bool(parameters["triton_final_response"].bool_param)
+
+
+def has_outputs(answer: Any) -> bool:
+    """Whether it's more than a final flag."""
+    return len(answer.get_response().outputs) > 0
+
+
+class AnswerStream:
+    """Answers of one streamed request; `cancel` reaches the server and ends the iteration."""
+
+    def __init__(
+        self, client: Any, target: Target, give_back: Callable[[], None], received: queue.SimpleQueue[Any]
+    ) -> None:
+        self._client = client
+        self._target = target
+        self._give_back = give_back
+        self._received = received
+        self._lock = threading.Lock()
+        self._open = True
+        self._done = False
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self
+
+    def __next__(self) -> Answer:
+        while not self._done:
+            item = self._received.get()
+            if item is None:  # cancelled from another thread
+                break
+            answer, error = item
+            if error is not None:
+                self.close()
+                raise triton_error(error, self._target)
+            if is_final(answer):
+                self._done = True
+                self.close(cancel=False)
+            if has_outputs(answer):
+                return answer  # type: ignore[no-any-return]
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Stop the request on the server; may be called from any thread, and twice."""
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self, cancel: bool = True) -> None:
+        """End the stream and give the connection back."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        self._done = True
+        self._received.put(None)
+        self._client.stop_stream(cancel_requests=cancel)
+        self._give_back()
+
+
+class GrpcTransport:
+    """Synchronous gRPC; safe to use from several threads, each stream has a client object of its own."""
+
+    def __init__(self, target: Target, settings: ClientSettings, *, shared_memory: bool = False) -> None:
+        self.target = target
+        self._settings = settings
+        self._shared_memory = shared_memory
+        self._headers = {**target.headers}
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def infer(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> Answer:
+        """One request, one answer, from the unary model."""
+        with self._connection() as client, self._image(client, image, options) as inputs:
+            return client.infer(  # type: ignore[no-any-return]
+                UNARY_MODEL,
+                inputs,
+                request_id=request_id,
+                headers=self._headers,
+                client_timeout=timeout,
+            )
+
+    def stream(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> AnswerStream:
+        """One request, its answers as they come, from the streaming model."""
+        cleanup = ExitStack()
+        client = self._take()
+        cleanup.callback(self._give, client)
+        received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        try:
+            inputs = cleanup.enter_context(self._image(client, image, options))
+            client.start_stream(
+                lambda result, error: received.put((result, error)),
+                stream_timeout=timeout,
+                headers={**self._headers, **STATUS_HEADER},
+            )
+            client.async_stream_infer(
+                STREAM_MODEL, inputs, request_id=request_id, enable_empty_final_response=True
+            )
+        except BaseException as error:
+            client.stop_stream(cancel_requests=True)
+            cleanup.close()
+            if not isinstance(error, InferenceServerException):
+                raise
+            # A stream that broke before the request was on it says why in its own answer.
+            reason = error if received.empty() else received.get()[1] or error
+            raise triton_error(reason, self.target) from None
+        return AnswerStream(client, self.target, cleanup.close, received)
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""
+        with self._connection() as client:
+            return getattr(client, method)(
+                *arguments,
+                headers=self._headers,
+                client_timeout=self._settings.connect_timeout,
+                **options,
+            )
+
+    def close(self) -> None:
+        """Close idle connections; those in use close when their request ends."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for client in idle:
+            client.close()
+
+    def _take(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise ServerFailed("This client is closed.")
+            if self._idle:
+                return self._idle.pop()
+        ca, certificate, key = self.target.tls.paths if self.target.tls else (None, None, None)
+        return InferenceServerClient(
+            self.target.address,
+            ssl=self.target.tls is not None,
+            root_certificates=ca,
+            certificate_chain=certificate,
+            private_key=key,
+            keepalive_options=keepalive(self._settings),
+        )
+
+    def _give(self, client: Any) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(client)
+                return
+        client.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        client = self._take()
+        try:
+            yield client
+        except InferenceServerException as error:
+            raise triton_error(error, self.target) from None
+        finally:
+            self._give(client)
+
+    @contextmanager
+    def _image(self, client: Any, image: bytes, options: OcrOptions) -> Iterator[list[Any]]:
+        if not self._shared_memory:
+            yield build_inputs(image, options, InferInput)
+            return
+        with shared_image(image, options, InferInput) as region:
+            try:
+                client.register_system_shared_memory(
+                    region.name, region.key, region.size, headers=self._headers
+                )
+            except InferenceServerException as error:
+                raise ClientErrorFromRegistration(error, self.target) from None
+            try:
+                yield region.inputs
+            finally:
+                with suppress(InferenceServerException):  # a server that's gone holds no region
+                    client.unregister_system_shared_memory(region.name, headers=self._headers)
+
+
+class ClientErrorFromRegistration(ClientError):
+    """Shared memory can't be used with this server."""
+
+    def __init__(self, error: Any, target: Target) -> None:
+        super().__init__(
+            f"The server at {target} takes no shared memory from this client: {error.message()}",
+            "Leave --shared-memory out, or allow it on the server; both must run on one host.",
+        )

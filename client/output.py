@@ -1,0 +1,124 @@
+"""Files that a document becomes: Markdown with page breaks, figures beside it; whole files or none."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from client.documents import Page
+from client.errors import InvalidRequest
+from client.images import open_image
+from client.result import OcrResult
+from client.settings import ClientSettings
+from client.tags import Box
+
+PAGE_BREAK = "\n\n---\n\n"
+IMAGES = "images"
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|()\[\]#%]+|\s+")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it's complete and on disk.
+
+    Raises `InvalidRequest` where it can't be written (no room, no permission).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be written: {error.strerror or error}.") from None
+
+
+def _umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def document_name(path: Path) -> str:
+    """A document's name for its output files: the file's stem, without what links and shells trip over."""
+    return safe_name(path.stem)
+
+
+def safe_name(name: str) -> str:
+    """A file name that's safe on every system and inside a Markdown link; long ones are cut."""
+    cleaned = _UNSAFE.sub("_", name).strip(". ") or "document"
+    return cleaned.encode()[:150].decode(errors="ignore")
+
+
+def figure_path(name: str, page: int, number: int) -> str:
+    """Link of figure `number` of a page, relative to the Markdown file."""
+    return f"{IMAGES}/{name.rpartition('/')[2]}/page-{page:04d}-figure-{number}.jpg"
+
+
+def save_page(folder: Path, name: str, page: Page, result: OcrResult, settings: ClientSettings) -> str:
+    """Write a page's figures below `folder`; returns its Markdown with links to them.
+
+    `name` is the document's, with folders in it where the batch keeps a tree.
+    """
+    markdown, boxes = result.to_markdown(lambda number: figure_path(name, page.number, number))
+    if boxes:
+        picture = open_image(page.image, settings, f"Page {page.number} of {page.document}")
+        home = (folder / name).parent
+        for number, box in enumerate(boxes, start=1):
+            with atomic_write(home / figure_path(name, page.number, number)) as file:
+                file.write(_crop(picture, box, settings.figure_quality))
+    return markdown
+
+
+def _crop(picture: Image.Image, box: Box, quality: int) -> bytes:
+    left, top = min(box.x1, picture.width - 1), min(box.y1, picture.height - 1)
+    right, bottom = max(min(box.x2, picture.width), left + 1), max(min(box.y2, picture.height), top + 1)
+    buffer = io.BytesIO()
+    picture.crop((left, top, right, bottom)).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+class DocumentFiles:
+    """Output of a short document: `NAME.md`, `NAME.jsonl` with a line a page, and its figures."""
+
+    def __init__(self, folder: Path, name: str, settings: ClientSettings) -> None:
+        self.folder = folder
+        self.name = name
+        self._settings = settings
+        self._pages: list[str] = []
+        self._records: list[dict[str, Any]] = []
+
+    def add(self, page: Page, result: OcrResult) -> None:
+        """Write a page's figures and remember its text."""
+        markdown = save_page(self.folder, self.name, page, result, self._settings)
+        self._pages.append(markdown.strip())
+        self._records.append(
+            {"document": str(page.document), "page": page.number, **result.to_dict(), "markdown": markdown}
+        )
+
+    def finish(self) -> None:
+        """Write the Markdown and the JSON lines."""
+        if not self._pages:
+            return
+        with atomic_write(self.folder / f"{self.name}.md") as file:
+            file.write((PAGE_BREAK.join(self._pages) + "\n").encode())
+        with atomic_write(self.folder / f"{self.name}.jsonl") as file:
+            for record in self._records:
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
