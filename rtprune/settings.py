@@ -57,6 +57,28 @@ class Settings(BaseSettings):
         0.05, ge=0, description="Seconds between two pieces of a stream; a reader sees no shorter pause."
     )
 
+    # When text is a loop and is cut off. Each limit lies above what a page can hold, counted in what the text
+    # before made predictable; anything new in between starts the count again.
+    repetition_guard: bool = Field(True, description="Whether loops are looked for at all.")
+    repetition_weight: int = Field(
+        2000,
+        ge=100,
+        description="Letters, digits, tags and symbols that copy what was before: a blank form of 60 rows and 12 "
+        "columns has 1,560, a sheet of 30 equal labels 1,800.",
+    )
+    repetition_min_copies: int = Field(
+        4, ge=2, description="Copies beside the first: a sheet holds the same form two to four times."
+    )
+    repetition_copies: int = Field(
+        250, ge=10, description="Copies of anything, however short: an answer sheet has 200 equal lines."
+    )
+    repetition_climb: int = Field(
+        400, ge=10, description="Numbers in arithmetic progression: the days of a year are 366."
+    )
+    repetition_run: int = Field(
+        400, ge=10, description="Characters of one symbol or blank in a row: a wide line of dots has 200."
+    )
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
