@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Pixels an image header may declare; A3 at 600 dpi has 70 million, A4 35.",
     )
+    max_aspect: int = Field(
+        200, ge=1, description="Longer side over shorter at most; beyond it a page is thinner than a letter."
+    )
     max_prompt_bytes: int = Field(4096, ge=1, description="Bytes of the PROMPT text.")
     max_tiles: int = Field(
         9,
@@ -77,6 +80,14 @@ class Settings(BaseSettings):
     )
     repetition_run: int = Field(
         400, ge=10, description="Characters of one symbol or blank in a row: a wide line of dots has 200."
+    )
+
+    # How the vision encoder runs
+    vision_max_batch: int = Field(
+        8, ge=1, description="Images of one size in one run; pages that wait together share it."
+    )
+    vision_threads: int = Field(
+        0, ge=0, description="Threads of ONNX Runtime on a CPU; 0 is one per core that the process may use."
     )
 
 
