@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def to_client_error(message: str | None, status: str | None, target: Target) -> 
     if kind is RequestCancelled:
         return RequestCancelled("The request was cancelled.")
     if kind is ServerUnavailable:
-        return ServerUnavailable(said or "The server is busy.", "Try again later.")
+        return ServerUnavailable(said or "The server is busy.", "Try again later.", answered=True)
     if kind is InvalidRequest:
         return InvalidRequest(said or "The server refused the request.")
     advice = "The server's log says more, under the request's id."
@@ -156,25 +156,27 @@ def triton_error(error: Any, target: Target) -> ClientError:
 class Backoff:
     """How long to wait before the next attempt after UNAVAILABLE; gives up by count and by deadline.
 
-    `for attempt in Backoff(...)` isn't used, since sync and async callers sleep differently: they call
-    `delay(error)`, sleep for what it returns, and try again; it raises the error when it's time to stop.
+    Sync and async callers sleep differently, so they call `delay(error)`, sleep for what it returns, and try
+    again; it raises the error when it's time to stop. With `patient`, a server that answers that it's full
+    is asked again until the deadline, and only a server that doesn't answer is counted.
     """
 
-    def __init__(self, settings: ClientSettings, deadline: float) -> None:
-        self._waits = self._delays(settings)
+    def __init__(self, settings: ClientSettings, deadline: float, *, patient: bool = False) -> None:
         self._deadline = deadline
-
-    @staticmethod
-    def _delays(settings: ClientSettings) -> Iterator[float]:
-        wait = settings.backoff
-        for _ in range(settings.retries):
-            # Full jitter: clients that failed together don't come back together.
-            yield random.uniform(wait / 2, wait)  # noqa: S311 - spreads load, keeps no secret
-            wait = min(wait * 2, settings.backoff_max)
+        self._patient = patient
+        self._left = settings.retries
+        self._wait = settings.backoff
+        self._longest = settings.backoff_max
 
     def delay(self, error: ServerUnavailable) -> float:
         """Seconds to wait before the next attempt; raises `error` when there's none left."""
-        wait = next(self._waits, None)
-        if wait is None or time.monotonic() + wait >= self._deadline:
+        if not (self._patient and error.answered):
+            if self._left == 0:
+                raise error
+            self._left -= 1
+        # Jitter: clients that failed together don't come back together.
+        wait = random.uniform(self._wait / 2, self._wait)  # noqa: S311 - spreads load, keeps no secret
+        self._wait = min(self._wait * 2, self._longest)
+        if time.monotonic() + wait >= self._deadline:
             raise error
         return wait

@@ -39,9 +39,16 @@ class InvalidRequest(ClientError, ValueError):
 
 
 class ServerUnavailable(ClientError, ConnectionError):
-    """No server answers, or it's full; the same call may work later (UNAVAILABLE)."""
+    """No server answers, or it's full; the same call may work later (UNAVAILABLE).
+
+    `answered` is true where the server itself said so, and false where nobody answered.
+    """
 
     exit_code = ExitCode.UNAVAILABLE
+
+    def __init__(self, message: str, advice: str = "", *, answered: bool = False) -> None:
+        super().__init__(message, advice)
+        self.answered = answered
 
 
 class ServerFailed(ClientError, RuntimeError):

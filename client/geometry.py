@@ -49,7 +49,7 @@ class Layout:
 
     `side` is the global view's side in pixels; `columns` x `rows` tiles (0 x 0 without); `width` x `height`
     the page's pixels after EXIF rotation; `left` and `top` the padding in the global view, in its pixels;
-    `scale` view pixels per page pixel, where the aspect ratio is kept.
+    `scale` view pixels per page pixel, 0 where the page was stretched to the square.
     """
 
     side: int
@@ -146,6 +146,4 @@ class TokenMap:
     def _content(self) -> tuple[float, float]:
         """Width and height of the page inside the global view, in the view's pixels."""
         layout = self.layout
-        across = layout.width * layout.scale if layout.left else float(layout.side)
-        down = layout.height * layout.scale if layout.top else float(layout.side)
-        return max(across, 1.0), max(down, 1.0)
+        return max(layout.side - 2.0 * layout.left, 1.0), max(layout.side - 2.0 * layout.top, 1.0)

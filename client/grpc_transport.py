@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -12,7 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, KeepAliveOption
 from tritonclient.utils import InferenceServerException
 
 from client.connection import Target, triton_error
-from client.errors import ClientError, ServerFailed
+from client.errors import ClientError, RequestCancelled, ServerFailed
 from client.request import Answer, OcrOptions, build_inputs
 from client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 from client.shared_memory import shared_image
@@ -58,7 +59,7 @@ class AnswerStream:
         while not self._done:
             item = self._received.get()
             if item is None:  # cancelled from another thread
-                break
+                raise RequestCancelled("The request was cancelled.")
             answer, error = item
             if error is not None:
                 self.close()
@@ -100,6 +101,7 @@ class GrpcTransport:
         self._idle: list[Any] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._streams: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
     def infer(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> Answer:
         """One request, one answer, from the unary model."""
@@ -136,7 +138,10 @@ class GrpcTransport:
             # A stream that broke before the request was on it says why in its own answer.
             reason = error if received.empty() else received.get()[1] or error
             raise triton_error(reason, self.target) from None
-        return AnswerStream(client, self.target, cleanup.close, received)
+        answers = AnswerStream(client, self.target, cleanup.close, received)
+        with self._lock:
+            self._streams.add(answers)
+        return answers
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""
@@ -147,6 +152,13 @@ class GrpcTransport:
                 client_timeout=self._settings.connect_timeout,
                 **options,
             )
+
+    def cancel(self) -> None:
+        """Cancel every stream under way."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
 
     def close(self) -> None:
         """Close idle connections; those in use close when their request ends."""

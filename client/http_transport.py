@@ -72,6 +72,9 @@ class HttpTransport:
         with self._connection(self._settings.connect_timeout) as client:
             return getattr(client, method)(*arguments, headers=dict(self.target.headers), **options)
 
+    def cancel(self) -> None:
+        """Not over HTTP: requests under way go on until their time limit."""
+
     def close(self) -> None:
         """Close every thread's connections."""
         with self._lock:

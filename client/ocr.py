@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from client.connection import Backoff, Target, Tls
 from client.documents import Page, PageResult, open_document
-from client.errors import ClientError, InvalidRequest, ServerUnavailable
+from client.errors import ClientError, InvalidRequest, RequestCancelled, ServerUnavailable
 from client.images import ImageInput, encode_image
 from client.markdown import MarkdownStream, labels_are_text
 from client.ordered import in_order
@@ -22,6 +23,8 @@ from client.settings import ClientSettings
 
 class Answers(Protocol):
     """The answers of a streamed request."""
+
+    def __iter__(self) -> Iterator[Answer]: ...
 
     def __next__(self) -> Answer: ...
 
@@ -43,6 +46,9 @@ class Transport(Protocol):
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A small call of tritonclient's by its name."""
 
+    def cancel(self) -> None:
+        """Cancel every stream under way."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -53,8 +59,15 @@ class OcrStream:
     Leaving it early (`break` inside `with`, `cancel()`, or dropping it) stops the request on the server.
     """
 
-    def __init__(self, start: Callable[[], Answers], builder: ResultBuilder, backoff: Backoff) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Answers],
+        builder: ResultBuilder,
+        backoff: Backoff,
+        sleep: Callable[[float], None],
+    ) -> None:
         self._start = start
+        self._sleep = sleep
         self._builder = builder
         self._backoff = backoff
         self._answers: Answers | None = None
@@ -96,7 +109,7 @@ class OcrStream:
                 return next(self._answers, None)
             except ServerUnavailable as error:
                 self._answers = None
-                time.sleep(self._backoff.delay(error))
+                self._sleep(self._backoff.delay(error))
 
     def markdown(self) -> Iterator[str]:
         """The same stream as Markdown: tags removed, figures linked as `figure-1.jpg`, ..."""
@@ -146,6 +159,7 @@ class OcrClient:
         self.settings = settings or ClientSettings.from_env()
         self.target = Target.of(url or self.settings.url, tls, headers)
         self.transport = open_transport(self.target, self.settings, shared_memory)
+        self._cancelled = threading.Event()
 
     def ocr(
         self,
@@ -223,23 +237,43 @@ class OcrClient:
         except ClientError as error:
             return PageResult(page, error=error)
 
-    def read(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> OcrResult:
-        """Read an encoded image with options that are made already."""
-        if not self.target.http:
-            with self.open_stream(image, options, request_id) as stream:
-                for _ in stream:
-                    pass
-                return stream.result
-        clock = Clock(options, self.settings)
-        builder = ResultBuilder(request_id or new_request_id(), options)
-        backoff = Backoff(self.settings, clock.end)
+    def read(
+        self,
+        image: bytes,
+        options: OcrOptions,
+        request_id: str | None = None,
+        *,
+        patient: bool = False,
+    ) -> OcrResult:
+        """Read an encoded image with options that are made already.
+
+        `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
+        """
+        clock = Clock(options, self.settings, patient=patient)
+        backoff = Backoff(self.settings, clock.end, patient=patient)
         while True:
+            builder = ResultBuilder(request_id or new_request_id(), options)
             try:
                 limited, deadline = clock.left()
-                builder.add(self.transport.infer(image, limited, builder.request_id, deadline))
+                for answer in self._answers(image, limited, builder.request_id, deadline):
+                    builder.add(answer)
                 return builder.build()
             except ServerUnavailable as error:
-                time.sleep(backoff.delay(error))
+                self._sleep(backoff.delay(error))
+
+    def _answers(
+        self, image: bytes, options: OcrOptions, request_id: str, deadline: float
+    ) -> Iterator[Answer]:
+        """All answers of one attempt; leaving early cancels it."""
+        self._check_open()
+        if self.target.http:
+            yield self.transport.infer(image, options, request_id, deadline)
+            return
+        answers = self.transport.stream(image, options, request_id, deadline)
+        try:
+            yield from answers
+        finally:
+            answers.cancel()
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> OcrStream:
         """Stream an encoded image with options that are made already."""
@@ -247,10 +281,24 @@ class OcrClient:
         builder = ResultBuilder(request_id or new_request_id(), options)
 
         def start() -> Answers:
+            self._check_open()
             limited, deadline = clock.left()
             return self.transport.stream(image, limited, builder.request_id, deadline)
 
-        return OcrStream(start, builder, Backoff(self.settings, clock.end))
+        return OcrStream(start, builder, Backoff(self.settings, clock.end), self._sleep)
+
+    def cancel(self) -> None:
+        """Cancel every request under way, from any thread; the client can't be used afterwards."""
+        self._cancelled.set()
+        self.transport.cancel()
+
+    def _check_open(self) -> None:
+        if self._cancelled.is_set():
+            raise RequestCancelled("The request was cancelled.")
+
+    def _sleep(self, seconds: float) -> None:
+        self._cancelled.wait(seconds)
+        self._check_open()
 
     def close(self) -> None:
         """Close the connections."""
@@ -266,19 +314,22 @@ class OcrClient:
 
 
 class Clock:
-    """The time limit of a request over all its attempts."""
+    """The time limit of a request: over all its attempts, or with `patient` for each attempt anew."""
 
-    def __init__(self, options: OcrOptions, settings: ClientSettings) -> None:
+    def __init__(self, options: OcrOptions, settings: ClientSettings, *, patient: bool = False) -> None:
         self._options = options
         self._grace = settings.deadline_grace
         self._limit = options.time_limit or settings.timeout
-        self.end = time.monotonic() + (self._limit or settings.max_wait)
+        self._patient = patient
+        self.end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
 
     def left(self) -> tuple[OcrOptions, float]:
         """The options of an attempt that begins now, and the client's own deadline for it, in seconds."""
         seconds = max(self.end - time.monotonic(), 0.001)
         if not self._limit:
             return self._options, seconds
+        if self._patient:
+            seconds = self._limit
         return replace(self._options, time_limit=seconds), seconds + self._grace
 
 

@@ -1,16 +1,15 @@
-"""Files that a document becomes: Markdown with page breaks, figures beside it; whole files or none."""
+"""Files on disk: whole or not at all, with names that are safe everywhere; figures cropped from a page."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from PIL import Image
 
@@ -21,7 +20,6 @@ from client.result import OcrResult
 from client.settings import ClientSettings
 from client.tags import Box
 
-PAGE_BREAK = "\n\n---\n\n"
 IMAGES = "images"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|()\[\]#%]+|\s+")
 
@@ -93,32 +91,3 @@ def _crop(picture: Image.Image, box: Box, quality: int) -> bytes:
     buffer = io.BytesIO()
     picture.crop((left, top, right, bottom)).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
-
-
-class DocumentFiles:
-    """Output of a short document: `NAME.md`, `NAME.jsonl` with a line a page, and its figures."""
-
-    def __init__(self, folder: Path, name: str, settings: ClientSettings) -> None:
-        self.folder = folder
-        self.name = name
-        self._settings = settings
-        self._pages: list[str] = []
-        self._records: list[dict[str, Any]] = []
-
-    def add(self, page: Page, result: OcrResult) -> None:
-        """Write a page's figures and remember its text."""
-        markdown = save_page(self.folder, self.name, page, result, self._settings)
-        self._pages.append(markdown.strip())
-        self._records.append(
-            {"document": str(page.document), "page": page.number, **result.to_dict(), "markdown": markdown}
-        )
-
-    def finish(self) -> None:
-        """Write the Markdown and the JSON lines."""
-        if not self._pages:
-            return
-        with atomic_write(self.folder / f"{self.name}.md") as file:
-            file.write((PAGE_BREAK.join(self._pages) + "\n").encode())
-        with atomic_write(self.folder / f"{self.name}.jsonl") as file:
-            for record in self._records:
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

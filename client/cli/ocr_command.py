@@ -14,13 +14,13 @@ from client.cli import options as cli
 from client.cli.report import complain, facts, read_truth, say, verdict, write
 from client.documents import Document, Page, open_document, parse_pages
 from client.errors import ClientError, ExitCode, InvalidRequest, TimeLimitExceeded
+from client.layouts import DocumentFiles, page_break
 from client.ocr import OcrClient
-from client.output import DocumentFiles, document_name
+from client.output import document_name
 from client.request import OcrOptions
 from client.result import OcrResult
 
 HELP = "read pages and print their Markdown as it's written"
-PAGE_BREAK = "\n\n---\n\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ class OcrCommand:
         if page.note:
             say(f"note: {page.note}")
         if self.done and not self.arguments.json:
-            write(PAGE_BREAK)
+            write(page_break(page.number))
         started = time.monotonic()
         result = self._read(client, page)
         seconds = time.monotonic() - started
