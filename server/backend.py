@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from rtprune.errors import InvalidInput, OcrError, Unavailable
 
+Array = NDArray[Any]
 
-def array(request: Any, name: str) -> np.ndarray | None:
+
+def array(request: Any, name: str) -> Array | None:
     """One input as an array, None where the request leaves it out."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
 
-def required(request: Any, name: str) -> np.ndarray:
+def required(request: Any, name: str) -> Array:
     """One input as an array.
 
     Raises:
@@ -32,14 +35,24 @@ def required(request: Any, name: str) -> np.ndarray:
     return value
 
 
-def response(outputs: Mapping[str, np.ndarray]) -> Any:
+def response(outputs: Mapping[str, Array]) -> Any:
     """An answer made of named arrays."""
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
 
-def text(value: str) -> np.ndarray:
+def text(value: str) -> Array:
     """A BYTES [1] array of one UTF-8 string."""
     return np.array([value.encode()], dtype=np.object_)
+
+
+def error_response(sentence: str, code: int) -> Any:
+    """An answer that is an error."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code))
+
+
+def internal_error(sentence: str) -> Any:
+    """The answer to a request that an engine failed on (INTERNAL)."""
+    return error_response(sentence, pb_utils.TritonError.INTERNAL)
 
 
 def failure(error: Exception, stage: str, request_id: str) -> Any:
@@ -53,10 +66,10 @@ def failure(error: Exception, stage: str, request_id: str) -> Any:
             else pb_utils.TritonError.INTERNAL
         )
         log("refused", stage, request_id, error=str(error))
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        return error_response(str(error), code)
     log("bug", stage, request_id, level="error", error="".join(traceback.format_exception(error)))
     sentence = f"The {stage} stage failed on this page; the server's log has the details."
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, pb_utils.TritonError.INTERNAL))
+    return internal_error(sentence)
 
 
 def log(event: str, stage: str, request_id: str, level: str = "info", **facts: Any) -> None:
@@ -68,7 +81,7 @@ def log(event: str, stage: str, request_id: str, level: str = "info", **facts: A
 def answer(
     request: Any,
     stage: str,
-    compute: Callable[[Any], Mapping[str, np.ndarray]],
+    compute: Callable[[Any], Mapping[str, Array]],
 ) -> Any:
     """Answer one request with `compute`; whatever it raises becomes the request's error."""
     try:
@@ -106,7 +119,7 @@ class Counters:
         self.add("ocr_stage_requests_total", "Requests computed, by stage.", stage=stage)
 
 
-def check_deadline(clock: np.ndarray, stage: str) -> None:
+def check_deadline(clock: Array, stage: str) -> None:
     """Refuse a request whose time ran out before this stage could start.
 
     Raises:
@@ -115,7 +128,7 @@ def check_deadline(clock: np.ndarray, stage: str) -> None:
     arrival, deadline = float(clock[0]), float(clock[1])
     if time.monotonic() > deadline:
         raise Unavailable(
-            f"The time limit of {deadline - arrival:.1f} s passed before the {stage} stage could start; "
+            f"The time limit of {deadline - arrival:.3g} s passed before the {stage} stage could start; "
             "the server is busy."
         )
 

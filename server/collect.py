@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from rtprune.errors import EngineError, InvalidInput, OcrError, Unavailable
+from server.backend import Array
 
 ANSWER = ("TEXT", "FINISH_REASON", "TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
 PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK")
 
 
-def call(model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str) -> Any:
+def call(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:
     """One request to a model with one answer.
 
     Raises:
@@ -26,7 +26,7 @@ def call(model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...],
 
 
 def stream(
-    model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str
+    model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str
 ) -> Iterator[Any]:
     """One request to a decoupled model; its answers as they come.
 
@@ -39,7 +39,7 @@ def stream(
             yield answered
 
 
-def _request(model: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], request_id: str) -> Any:
+def _request(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:
     return pb_utils.InferenceRequest(
         model_name=model,
         request_id=request_id,

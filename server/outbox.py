@@ -13,6 +13,7 @@ import numpy as np
 
 from rtprune.decoder.service import Piece
 from server import backend
+from server.backend import Array
 from server.decoder_metrics import DecoderMetrics
 
 
@@ -22,10 +23,10 @@ class Page:
 
     request_id: str
     sender: Any
-    clock: np.ndarray  # [5] arrival, deadline, seconds of preprocess, vision, rtprune
-    counts: np.ndarray  # [2] visual tokens before and after pruning
-    kept: np.ndarray  # [kept] positions in the unpruned sequence
-    layout: np.ndarray  # [8] see LAYOUT
+    clock: Array  # [5] arrival, deadline, seconds of preprocess, vision, rtprune
+    counts: Array  # [2] visual tokens before and after pruning
+    kept: Array  # [kept] positions in the unpruned sequence
+    layout: Array  # [8] see LAYOUT
     stream: bool
     on_end: Callable[[], None]
     submitted: float = field(default_factory=time.monotonic)
@@ -86,7 +87,7 @@ class Outbox:
                 self._sent[key] = now
                 backend.send(page.sender, backend.response(self._outputs(page, piece)))
 
-    def _outputs(self, page: Page, piece: Piece) -> dict[str, np.ndarray]:
+    def _outputs(self, page: Page, piece: Piece) -> dict[str, Array]:
         outputs = {
             "TEXT": backend.text("".join(page.text)),
             "FINISH_REASON": backend.text(piece.finish_reason),
@@ -103,15 +104,14 @@ class Outbox:
         page.ended = True
         page.on_end()
         if piece.finish_reason == "error":
-            error = backend.pb_utils.TritonError(piece.error, backend.pb_utils.TritonError.INTERNAL)
-            answer = backend.pb_utils.InferenceResponse(error=error)
+            answer = backend.internal_error(piece.error)
         else:
             answer = backend.response(self._outputs(page, piece) | {"TIMINGS": self.timings(page, piece)})
         backend.finish(page.sender, answer)
         self._metrics.page(page, piece, self.timings(page, piece).tolist())
 
     @staticmethod
-    def timings(page: Page, piece: Piece) -> np.ndarray:
+    def timings(page: Page, piece: Piece) -> Array:
         """TIMINGS: seconds of preprocess, vision, rtprune, decoder queue, first token, decode, total.
 
         The first token and the total count from the request's arrival, the others are each stage's own.

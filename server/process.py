@@ -152,7 +152,8 @@ class ServerProcess:
 
     def _children(self) -> list[psutil.Process]:
         try:
-            return psutil.Process(self._running().pid).children(recursive=True)
+            found: list[psutil.Process] = psutil.Process(self._running().pid).children(recursive=True)
+            return found
         except psutil.NoSuchProcess:
             return list(self._stubs.values())
 

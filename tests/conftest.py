@@ -1,8 +1,51 @@
-"""What every test shares: Hypothesis without deadlines, because timings don't belong in tests."""
+"""What every test may ask for: the engines, built once a run, and a real server on free ports."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
+from tests.serving.running import RunningServer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Timings don't belong in tests, so Hypothesis judges no example by its seconds.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+# One thread a test process: the pools of several libraries on the same cores slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The reference checkpoint that ships with the project."""
+    return ROOT / "export" / "reference" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoint: Path) -> Path:
+    """CPU engines of the reference checkpoint, all modes; export skips what is up to date."""
+    output = ROOT / "build" / "test-engines"
+    output.parent.mkdir(exist_ok=True)
+    line = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--target", "cpu"]
+    line += ["--modes", "tiny,small,base,large,gundam", "--output", str(output), "all"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def ocr_server(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real tritonserver with every model, started and watched by our launcher."""
+    server = RunningServer(engines, tmp_path_factory.mktemp("server") / "server.log")
+    server.start()
+    yield server
+    assert server.stop() == 0, server.log()

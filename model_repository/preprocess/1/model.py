@@ -36,6 +36,7 @@ class TritonPythonModel:
     def initialize(self, args):
         self.settings = settings()
         self.manifest = Manifest.load(self.settings.engines)
+        self.sides = frozenset(entry.side for entry in self.manifest.vision)
         self.metrics = backend.Counters()
 
     def execute(self, requests):
@@ -47,7 +48,7 @@ class TritonPythonModel:
         pair = backend.array(request, "NO_REPEAT_NGRAM")
         options = check_options(
             self.settings,
-            built_sides=self.manifest.sides,
+            built_sides=self.sides,
             context_length=self.manifest.context_length,
             mode=_string(request, "MODE"),
             retention=_number(request, "RETENTION"),
@@ -65,6 +66,7 @@ class TritonPythonModel:
         return {
             "GLOBAL_VIEW": views.global_view[None],
             "TILES": views.tiles[None],
+            "GRID": np.array([views.tile_grid], np.int32),
             "LAYOUT": views.geometry.astype(np.int32),
             "DENSITY": np.array([density], np.float32),
             "KEEP": np.array([options.retention or 0.0], np.float32),

@@ -25,9 +25,8 @@ class TritonPythonModel:
             try:
                 clock = backend.required(request, "CLOCK")[0]
                 backend.check_deadline(clock, "vision")
-                pages.append(
-                    (backend.required(request, "GLOBAL_VIEW")[0], backend.required(request, "TILES")[0])
-                )
+                view, tiles, grid = (backend.required(request, name)[0] for name in ("GLOBAL_VIEW", "TILES", "GRID"))
+                pages.append((view, tiles, (int(grid[0]), int(grid[1]))))
                 waiting.append((i, clock))
             except Exception as error:
                 answers[i] = backend.failure(error, "vision", request.request_id())

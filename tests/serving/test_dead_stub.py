@@ -1,0 +1,61 @@
+"""A model's process that dies ends the server, which Triton alone would not notice; the launcher starts another."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.serving import calls, metrics
+from tests.serving.running import RunningServer
+from tests.serving.test_modes import page
+
+pytestmark = pytest.mark.serving
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def test_a_killed_stub_ends_the_server(engines: Path, tmp_path: Path) -> None:
+    memory = shared_memory()
+    server = RunningServer(engines, tmp_path / "server.log")
+    server.start()
+    processes = server.processes()
+    server.stubs()["vision"].send_signal(signal.SIGKILL)
+    assert server.process is not None
+    metrics.wait_for(lambda: server.process.poll() is not None, 5)
+    assert server.process.returncode == 1
+    assert "A model's process" in server.log()
+    assert not any(process.is_running() for process in processes)
+    assert shared_memory() <= memory, "shared memory was given back"
+
+
+def test_the_launcher_restarts_as_often_as_it_is_told(engines: Path, tmp_path: Path) -> None:
+    memory = shared_memory()
+    server = RunningServer(engines, tmp_path / "server.log", OCR_RESTARTS="1")
+    server.start()
+    server.stubs()["decoder"].send_signal(signal.SIGKILL)
+    server.wait_ready(count=2)
+    assert calls.unary(server, page(512, 512, "back"), mode="tiny", max_tokens=4).reason
+    assert server.stop(signal.SIGTERM) == 0
+    assert shared_memory() <= memory, "shared memory was given back"
+
+
+def test_a_stop_lets_open_requests_finish(engines: Path, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = RunningServer(engines, tmp_path / "server.log")
+    server.start()
+    with ThreadPoolExecutor(1) as threads:
+        pending = threads.submit(
+            calls.unary, server, page(512, 512, "last page"), mode="tiny", max_tokens=60, prompt=calls.FREE_OCR
+        )
+        metrics.wait_for(
+            lambda: metrics.total(metrics.read(server), "ocr_stage_requests_total", 'stage="rtprune"') >= 2
+            or pending.done(),
+            30,
+        )
+        assert server.stop() == 0
+        assert pending.result(timeout=10).reason in ("stop", "length", "repetition")

@@ -1,0 +1,50 @@
+"""Our own metrics beside Triton's, and one log line a page without its contents."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.serving import calls, metrics
+from tests.serving.running import RunningServer
+from tests.serving.test_modes import page
+
+pytestmark = pytest.mark.serving
+
+
+def test_a_page_is_counted(ocr_server: RunningServer) -> None:
+    before = metrics.read(ocr_server)
+    answer = calls.unary(ocr_server, page(512, 512, "count me"), mode="tiny", max_tokens=8)
+    seen, kept, output = (int(n) for n in answer.outputs["TOKENS"])
+
+    def grown(name: str, label: str = "") -> float:
+        return metrics.total(metrics.read(ocr_server), name, label) - metrics.total(before, name, label)
+
+    metrics.wait_for(lambda: grown("ocr_finished_total", f'reason="{answer.reason}"') == 1, 5)
+    assert grown("ocr_visual_tokens_total") == seen
+    assert grown("ocr_visual_tokens_kept_total") == kept
+    assert grown("ocr_output_tokens_total") == output
+    for stage in ("preprocess", "vision", "rtprune", "decoder"):
+        assert grown("ocr_stage_requests_total", f'stage="{stage}"') == 1
+        assert grown("ocr_stage_seconds_total", f'stage="{stage}"') > 0
+    assert grown("nv_inference_request_success", 'model="decoder"') == 1
+    samples = metrics.read(ocr_server)
+    for gauge in ("ocr_decoder_running", "ocr_decoder_waiting", "ocr_kv_tokens_used", "ocr_kv_tokens_total"):
+        assert gauge in samples
+    assert samples["ocr_kv_tokens_total"] > 0
+
+
+def test_a_page_leaves_one_structured_line(ocr_server: RunningServer) -> None:
+    mark = len(ocr_server.log())
+    image = page(512, 512, "secret words")
+    answer = calls.unary(ocr_server, image, request_id="log-7f3a", mode="tiny", max_tokens=8)
+    metrics.wait_for(lambda: "log-7f3a" in ocr_server.log_since(mark), 5)
+    lines = [line for line in ocr_server.log_since(mark).splitlines() if "log-7f3a" in line]
+    assert len(lines) == 1
+    facts = json.loads(lines[0][lines[0].index("{") :])
+    assert facts["id"] == "log-7f3a"
+    assert facts["finish"] == answer.reason
+    assert facts["output_tokens"] == answer.outputs["TOKENS"][2]
+    assert set(facts["seconds"]) >= {"preprocess", "vision", "rtprune", "decode", "total"}
+    assert answer.text not in lines[0] or not answer.text
