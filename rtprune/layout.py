@@ -44,7 +44,9 @@ class TokenLayout:
             if not MODES[mode].tiles:
                 raise InvalidInput(f"tile_grid must be (0, 0) in mode {mode}; got ({cols}, {rows}).")
             if cols < 1 or rows < 1:
-                raise InvalidInput(f"tile_grid must have columns and rows, or be (0, 0); got ({cols}, {rows}).")
+                raise InvalidInput(
+                    f"tile_grid must have columns and rows, or be (0, 0); got ({cols}, {rows})."
+                )
         side = MODES[mode].side // BLOCK
         return cls((side, side), (cols, rows))
 
