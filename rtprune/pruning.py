@@ -92,7 +92,8 @@ def prune_batch(
             f"{len(text_densities)}."
         )
     config = config or PruneConfig()
-    pages = [_Page(*page) for page in zip(tokens, layouts, text_densities, strict=True)]
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below, in words
+        pages = [_Page(*page) for page in zip(tokens, layouts, text_densities, strict=True)]
     return [page.finish(config) for page in pages]
 
 

@@ -127,8 +127,10 @@ def generate(
     server: RunningServer, image: bytes, model: str = "deepseek_ocr", **options: Any
 ) -> dict[str, Any]:
     """HTTP `generate` with JSON and a base64 image. Returns the status beside the answer's fields."""
-    body = {"IMAGE": base64.b64encode(image).decode()} | {key.upper(): value for key, value in options.items()}
-    request = urllib.request.Request(  # noqa: S310 - loopback
+    body = {"IMAGE": base64.b64encode(image).decode()} | {
+        key.upper(): value for key, value in options.items()
+    }
+    request = urllib.request.Request(
         f"http://{server.http_url}/v2/models/{model}/generate", json.dumps(body).encode(), method="POST"
     )
     try:
@@ -140,8 +142,10 @@ def generate(
 
 def generate_stream(server: RunningServer, image: bytes, **options: Any) -> list[dict[str, Any]]:
     """HTTP `generate_stream`: the server-sent events as dictionaries."""
-    body = {"IMAGE": base64.b64encode(image).decode()} | {key.upper(): value for key, value in options.items()}
-    request = urllib.request.Request(  # noqa: S310 - loopback
+    body = {"IMAGE": base64.b64encode(image).decode()} | {
+        key.upper(): value for key, value in options.items()
+    }
+    request = urllib.request.Request(
         f"http://{server.http_url}/v2/models/deepseek_ocr_stream/generate_stream",
         json.dumps(body).encode(),
         method="POST",

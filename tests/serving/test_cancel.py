@@ -41,7 +41,12 @@ def full_page() -> bytes:
     image = Image.new("RGB", (1280, 1280), "white")
     draw = ImageDraw.Draw(image)
     for row in range(38):
-        draw.text((32, 16 + 32 * row), f"line {row} says that {row * 7919 % 1000} birds " * 2, fill="black", font_size=26)
+        draw.text(
+            (32, 16 + 32 * row),
+            f"line {row} says that {row * 7919 % 1000} birds " * 2,
+            fill="black",
+            font_size=26,
+        )
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -53,7 +58,9 @@ def test_a_cancelled_stream_stops_the_decoder(ocr_server: RunningServer, endless
     with grpc.InferenceServerClient(ocr_server.grpc_url) as client:
         client.start_stream(lambda result, error: first.append((result, error)))
         client.async_stream_infer(
-            "deepseek_ocr_stream", calls.inputs(grpc, endless, **LONG | {"mode": "large"}), request_id="cancel-me"
+            "deepseek_ocr_stream",
+            calls.inputs(grpc, endless, **LONG | {"mode": "large"}),
+            request_id="cancel-me",
         )
         metrics.wait_for(lambda: bool(first), 60)
         client.stop_stream(cancel_requests=True)

@@ -50,11 +50,18 @@ def test_a_stop_lets_open_requests_finish(engines: Path, tmp_path: Path) -> None
     server.start()
     with ThreadPoolExecutor(1) as threads:
         pending = threads.submit(
-            calls.unary, server, page(512, 512, "last page"), mode="tiny", max_tokens=60, prompt=calls.FREE_OCR
+            calls.unary,
+            server,
+            page(512, 512, "last page"),
+            mode="tiny",
+            max_tokens=60,
+            prompt=calls.FREE_OCR,
         )
         metrics.wait_for(
-            lambda: metrics.total(metrics.read(server), "ocr_stage_requests_total", 'stage="rtprune"') >= 2
-            or pending.done(),
+            lambda: (
+                metrics.total(metrics.read(server), "ocr_stage_requests_total", 'stage="rtprune"') >= 2
+                or pending.done()
+            ),
             30,
         )
         assert server.stop() == 0

@@ -1,0 +1,76 @@
+"""Text density: the literal definition, patch by patch, and the values that follow from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtprune import text_density
+from rtprune.errors import InvalidInput
+
+
+def literal(view: np.ndarray, grid: tuple[int, int], padding: str, threshold: float = 0.2) -> float:
+    """The definition as it reads: each patch convolved on its own, in double precision."""
+    luma = (view.astype(np.float64) @ np.array([0.299, 0.587, 0.114])) * 2 / 255 - 1
+    rows, cols = grid
+    height, width = luma.shape[0] // rows, luma.shape[1] // cols
+    edges = 0
+    for row in range(rows):
+        for col in range(cols):
+            patch = luma[row * height : (row + 1) * height, col * width : (col + 1) * width]
+            framed = np.pad(patch, 1, mode="constant" if padding == "zero" else "edge")
+            views = {
+                (dy, dx): framed[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+                for dy in (-1, 0, 1)
+                for dx in (-1, 0, 1)
+            }
+            across = sum((2 - abs(d)) * (views[d, 1] - views[d, -1]) for d in (-1, 0, 1))
+            down = sum((2 - abs(d)) * (views[1, d] - views[-1, d]) for d in (-1, 0, 1))
+            edges += int((np.hypot(across, down) > threshold).sum())
+    return edges / luma.size
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["zero", "replicate"]), st.sampled_from([3, 40, 255]))
+def test_it_is_the_literal_definition(seed: int, padding: str, contrast: int) -> None:
+    rng = np.random.default_rng(seed)
+    view = (128 + rng.integers(-contrast // 2, contrast // 2 + 1, (96, 64, 3))).clip(0, 255).astype(np.uint8)
+    grid = (3, 2)
+    expected = literal(view, grid, padding)
+    assert text_density(view, grid, padding=padding) == pytest.approx(expected, abs=2e-4)  # type: ignore[arg-type]
+    tensor = text_density(torch.from_numpy(view), grid, padding=padding)  # type: ignore[arg-type]
+    assert tensor == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_blank_white_page_counts_its_patches_borders() -> None:
+    white = np.full((512, 512, 3), 255, np.uint8)
+    assert text_density(white, (8, 8)) == 252 / 4096
+    assert text_density(white, (8, 8), padding="replicate") == 0
+
+
+def test_the_grey_letterbox_is_no_edge() -> None:
+    assert text_density(np.full((128, 128, 3), 127, np.uint8), (2, 2)) == 0
+
+
+def test_the_threshold_counts() -> None:
+    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    # A slope of 4 levels a pixel has magnitude 8 * 4 * 2 / 255 = 0.251.
+    assert text_density(ramp, (1, 1), padding="replicate", edge_threshold=0.25) > 0.9
+    assert text_density(ramp, (1, 1), padding="replicate", edge_threshold=0.26) == 0
+
+
+@pytest.mark.parametrize(
+    ("view", "grid"),
+    [
+        (np.zeros((64, 64), np.uint8), (1, 1)),
+        (np.zeros((64, 64, 3), np.float32), (1, 1)),
+        (np.zeros((64, 64, 4), np.uint8), (1, 1)),
+        (np.zeros((64, 65, 3), np.uint8), (1, 2)),
+        (np.zeros((64, 64, 3), np.uint8), (0, 1)),
+    ],
+)
+def test_a_wrong_view_is_refused(view: np.ndarray, grid: tuple[int, int]) -> None:
+    with pytest.raises(InvalidInput, match="view must be|does not divide"):
+        text_density(view, grid)
