@@ -90,6 +90,34 @@ class Settings(BaseSettings):
         0, ge=0, description="Threads of ONNX Runtime on a CPU; 0 is one per core that the process may use."
     )
 
+    # How the decoder runs
+    max_running: int = Field(
+        16, ge=1, description="Pages decoded together at most; each holds KV memory for its whole output."
+    )
+    max_waiting: int = Field(
+        64, ge=0, description="Pages that wait for the decoder at most; beyond it they are refused at once."
+    )
+    kv_mib: int = Field(
+        4096,
+        ge=1,
+        description="MiB of KV memory of the PyTorch decoder: 36,000 positions of DeepSeek-OCR on a CPU (FP32), "
+        "72,000 on a GPU (BF16), any number of the reference model's.",
+    )
+    prefill_chunk: int = Field(
+        256,
+        ge=16,
+        description="Prompt positions read in one step; running pages wait for one chunk between two tokens.",
+    )
+    decoder_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the PyTorch decoder runs; auto is a GPU where torch sees one."
+    )
+    decoder_threads: int = Field(
+        0,
+        ge=0,
+        description="Threads of the PyTorch decoder on a CPU; 0 is one per core that the process may use, and one "
+        "in all for a model so small that threads wait longer than they work.",
+    )
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:

@@ -63,7 +63,7 @@ Listener = Callable[[Output], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the engine was built for. `kv_tokens`: positions that fit in its KV memory, all requests together."""
+    """What the engine was built for. `kv_tokens`: positions of its KV memory, all requests together."""
 
     vocab_size: int
     hidden_size: int

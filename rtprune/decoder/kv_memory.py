@@ -1,0 +1,51 @@
+"""KV memory of fixed size: every running request holds one contiguous run of positions in it."""
+
+from __future__ import annotations
+
+import bisect
+
+ALIGNMENT = 16  # positions; keeps runs on cache lines and the free list short
+
+
+class KvAllocator:
+    """Hands out runs of positions, first fit, out of `total` positions.
+
+    A request reserves its prompt and all its output tokens before it starts, so that a running request never
+    waits for memory and never has to be thrown out; what it holds is contiguous, so that attention reads
+    keys and values where they lie instead of gathering blocks.
+    """
+
+    def __init__(self, total: int) -> None:
+        if total < ALIGNMENT:
+            raise ValueError(f"KV memory must hold at least {ALIGNMENT} positions, got {total}.")
+        self.total = total - total % ALIGNMENT
+        self._free: list[tuple[int, int]] = [(0, self.total)]  # (start, size), ascending, never adjacent
+        self._held: dict[int, int] = {}
+        self.used = 0  # positions held by requests; may be read by any thread
+
+    def allocate(self, size: int) -> int | None:
+        """Start of a run of `size` positions, or None when no free run is long enough now."""
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        for place, (start, free) in enumerate(self._free):
+            if free >= size:
+                if free == size:
+                    del self._free[place]
+                else:
+                    self._free[place] = (start + size, free - size)
+                self._held[start] = size
+                self.used += size
+                return start
+        return None
+
+    def free(self, start: int) -> None:
+        """Give a run back; raises KeyError for one that isn't held."""
+        size = self._held.pop(start)
+        self.used -= size
+        place = bisect.bisect(self._free, (start, 0))
+        if place < len(self._free) and start + size == self._free[place][0]:
+            size += self._free.pop(place)[1]
+        if place and sum(self._free[place - 1]) == start:
+            start, before = self._free[place - 1]
+            self._free[place - 1] = (start, before + size)
+        else:
+            self._free.insert(place, (start, size))
