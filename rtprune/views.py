@@ -55,7 +55,7 @@ def make_views(image: Image.Image, mode: str, settings: Settings) -> Views:
         view = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=GREY)
         fitted = _fitted(width, height, side)
         left, top = (round((side - length) * 0.5) for length in fitted)
-        scale = round(max(fitted[0] / width, fitted[1] / height) * SCALE_UNIT)
+        scale = round(side / max(width, height) * SCALE_UNIT)
     else:
         view = image.resize((side, side), Image.Resampling.BICUBIC)
         left = top = scale = 0
