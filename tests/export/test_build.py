@@ -1,0 +1,315 @@
+"""The GPU build step against descriptions of TensorRT's Python API and of trtllm-build's options."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export import build
+from export.build import BatchProfile, DecoderBuild, build_decoder, build_vision, replace_folder
+from export.operators import check_graph
+from rtprune.errors import EngineError, InvalidInput
+from tests.export.described_options import OPTIONS, described_parser
+from tests.export.described_tensorrt import described_tensorrt
+from tests.export.graphs import write_graph
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    module = described_tensorrt()
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(build, "_compute_capability", lambda: "9.0")
+    return module
+
+
+def test_the_step_imports_without_tensorrt_torch_and_transformers():
+    code = "import sys, export.build; print([m for m in sys.modules if m in " + repr(
+        ["tensorrt", "torch", "transformers", "onnx", "onnxruntime", "tensorrt_llm"]
+    )
+    run = subprocess.run([sys.executable, "-c", code + "])"], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+class TestVisionPlan:
+    def test_the_graph_here_is_one_that_tensorrt_takes(self, tmp_path):
+        assert check_graph(write_graph(tmp_path / "vision.onnx")) == []
+
+    def test_builds_and_says_what_for(self, trt, tmp_path):
+        graph, plan = write_graph(tmp_path / "vision.onnx"), tmp_path / "plans" / "vision.plan"
+        key = build_vision(graph, plan, BatchProfile(2, 4), timing_cache=tmp_path / "timing.cache")
+        assert plan.read_bytes().startswith(b"PLAN")
+        assert key["compute_capability"] == "9.0"
+        assert key["tensorrt"] == trt.__version__
+        assert key["batch"] == "1,2,4"
+        assert json.loads((tmp_path / "plans" / "vision.plan.built_for.json").read_text())["key"] == key
+        assert (tmp_path / "timing.cache").read_bytes() == b" timed"
+        assert not list(tmp_path.rglob("*.partial"))
+
+    def test_an_unchanged_plan_stays(self, trt, tmp_path):
+        graph, plan = write_graph(tmp_path / "vision.onnx"), tmp_path / "vision.plan"
+        build_vision(graph, plan, BatchProfile())
+        before = plan.stat().st_mtime_ns
+        build_vision(graph, plan, BatchProfile())
+        assert plan.stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize("change", ["graph", "weights", "gpu", "tensorrt", "batch", "plan", "note"])
+    def test_anything_else_builds_again(self, trt, tmp_path, monkeypatch, change):
+        graph, plan, data = tmp_path / "vision.onnx", tmp_path / "vision.plan", tmp_path / "vision.onnx.data"
+        write_graph(graph)
+        data.write_bytes(b"weights")
+        old = build_vision(graph, plan, BatchProfile(), companions=[data])
+        profile = BatchProfile()
+        before = plan.stat().st_mtime_ns
+        if change == "graph":
+            write_graph(graph, hidden=16)
+        elif change == "weights":
+            data.write_bytes(b"heights")
+        elif change == "gpu":
+            monkeypatch.setattr(build, "_compute_capability", lambda: "8.9")
+        elif change == "tensorrt":
+            trt.__version__ = "10.15.0.1"
+        elif change == "batch":
+            profile = BatchProfile(1, 2)
+        elif change == "plan":
+            plan.write_bytes(plan.read_bytes()[:-1])
+        else:
+            (tmp_path / "vision.plan.built_for.json").write_text("{")
+        new = build_vision(graph, plan, profile, companions=[data])
+        assert plan.stat().st_mtime_ns != before
+        assert (new == old) == (change in ("plan", "note"))
+
+    def test_a_timing_cache_of_another_gpu_is_left_aside(self, trt, tmp_path):
+        cache = tmp_path / "timing.cache"
+        cache.write_bytes(b"another GPU's")
+        build_vision(
+            write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan", BatchProfile(), timing_cache=cache
+        )
+        assert cache.read_bytes() == b" timed"
+
+    def test_what_the_parser_says_is_passed_on(self, trt, tmp_path):
+        bad = tmp_path / "bad.onnx"
+        bad.write_bytes(b"no graph")
+        with pytest.raises(EngineError, match=r"TensorRT can't read .*bad\.onnx: "):
+            build_vision(bad, tmp_path / "bad.plan", BatchProfile())
+        assert not (tmp_path / "bad.plan").exists()
+
+    def test_a_failed_build_keeps_the_old_plan_but_not_its_note(self, trt, tmp_path, monkeypatch):
+        graph, plan = write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan"
+        build_vision(graph, plan, BatchProfile())
+        content = plan.read_bytes()
+        monkeypatch.setattr(trt.Builder, "build_serialized_network", lambda *_: None)
+        with pytest.raises(EngineError, match="couldn't build"):
+            build_vision(graph, plan, BatchProfile(1, 2))
+        assert plan.read_bytes() == content
+        assert not (tmp_path / "v.plan.built_for.json").exists()
+
+    def test_bad_input(self, trt, tmp_path, monkeypatch):
+        with pytest.raises(InvalidInput, match="export the vision graph first"):
+            build_vision(tmp_path / "none.onnx", tmp_path / "v.plan", BatchProfile())
+        with pytest.raises(InvalidInput, match="1 <= 5 <= 4"):
+            BatchProfile(5, 4)
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        with pytest.raises(EngineError, match="TensorRT isn't usable here"):
+            build_vision(write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan", BatchProfile())
+
+
+def test_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", described_tensorrt())
+    with pytest.raises(EngineError, match="no GPU"):
+        build_vision(write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan", BatchProfile())
+
+
+class TestCommand:
+    def test_every_option_is_one_of_the_version(self):
+        command = DecoderBuild().command("trtllm-build", Path("in"), Path("out"), Path("cache"))
+        parsed = vars(described_parser().parse_args(command[1:]))
+        given = {word.removeprefix("--") for word in command[1::2]}
+        assert given <= set(OPTIONS["options"])
+        assert len(given) == len(command[1::2])
+        assert all(parsed[name] is not None for name in given)
+        assert parsed["checkpoint_dir"] == "in"
+        assert parsed["max_prompt_embedding_table_size"] == 16 * 1280
+        assert OPTIONS["version"] == build.TRTLLM_VERSION
+
+    def test_the_description_notices_an_option_that_does_not_exist(self):
+        with pytest.raises((argparse.ArgumentError, SystemExit)):
+            described_parser().parse_args(["--use_gpt_attention_plugin", "auto"])
+        with pytest.raises(argparse.ArgumentError):
+            described_parser().parse_args(["--moe_plugin", "int8"])
+
+    def test_a_prompt_and_its_answer_fit(self):
+        settings = DecoderBuild()
+        assert settings.visual_tokens < settings.max_input_len < settings.max_seq_len
+        tokens = [10 * r * (10 * c + 1) + 273 for c in range(1, 10) for r in range(1, 10) if 2 <= c * r <= 9]
+        assert max(tokens) <= settings.visual_tokens
+
+
+FAKE = """#!{python}
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.export.described_options import described_parser
+args = described_parser().parse_args()
+behaviour = json.loads(Path({control!r}).read_text())
+print("reading", args.checkpoint_dir, flush=True)
+print("", flush=True)
+if behaviour == "fail":
+    print("CUDA out of memory", file=sys.stderr, flush=True)
+    sys.exit(3)
+if behaviour == "hang":
+    Path(args.output_dir).mkdir()
+    (Path(args.output_dir) / "half").write_text("")
+    print("hanging", flush=True)
+    time.sleep(600)
+out = Path(args.output_dir)
+out.mkdir(parents=True)
+if behaviour != "nothing":
+    (out / "config.json").write_text(json.dumps(vars(args)))
+    (out / "rank0.engine").write_bytes(b"engine of " + (Path(args.checkpoint_dir) / "rank0.safetensors").read_bytes())
+Path(args.output_timing_cache).write_text("cache")
+"""
+
+
+class TestDecoderEngine:
+    @pytest.fixture
+    def control(self, trt, tmp_path, monkeypatch):
+        """A program of that name whose options are the described ones, and the package's metadata."""
+        control, bin_ = tmp_path / "control.json", tmp_path / "bin"
+        control.write_text('"build"')
+        bin_.mkdir()
+        program = bin_ / "trtllm-build"
+        program.write_text(FAKE.format(python=sys.executable, root=str(ROOT), control=str(control)))
+        program.chmod(0o755)
+        info = bin_ / "tensorrt_llm-1.2.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.2.1\n")
+        monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.syspath_prepend(str(bin_))
+        return control
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        folder = tmp_path / "checkpoint"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "rank0.safetensors").write_bytes(b"weights")
+        return folder
+
+    def run(self, checkpoint: Path, output: Path, settings: DecoderBuild | None = None, **options):
+        cache = output.parent / "cache" / "decoder.cache"
+        return build_decoder(checkpoint, output, settings or DecoderBuild(), timing_cache=cache, **options)
+
+    def test_builds(self, control, checkpoint, tmp_path):
+        lines: list[str] = []
+        key = self.run(checkpoint, tmp_path / "engine", on_line=lines.append)
+        assert (tmp_path / "engine" / "rank0.engine").read_bytes() == b"engine of weights"
+        assert key["tensorrt_llm"] == "1.2.1"
+        assert json.loads((tmp_path / "engine" / "built_for.json").read_text())["key"] == key
+        assert lines[0] == f"reading {checkpoint}"
+        assert (tmp_path / "engine.log").read_text().splitlines() == lines
+        assert not list(tmp_path.glob("engine.[pr]*"))
+
+    @pytest.mark.parametrize("change", ["nothing", "place", "settings", "weights", "engine", "gpu"])
+    def test_builds_again_when_something_changed(self, control, checkpoint, tmp_path, monkeypatch, change):
+        output, settings = tmp_path / "engine", DecoderBuild()
+        self.run(checkpoint, output)
+        inode = output.stat().st_ino
+        if change == "settings":
+            settings = DecoderBuild(max_batch_size=8)
+        elif change == "place":
+            checkpoint = checkpoint.rename(tmp_path / "moved")
+        elif change == "weights":
+            (checkpoint / "rank0.safetensors").write_bytes(b"others")
+        elif change == "engine":
+            (output / "rank0.engine").write_bytes(b"broken")
+        elif change == "gpu":
+            monkeypatch.setattr(build, "_compute_capability", lambda: "8.0")
+        self.run(checkpoint, output, settings)
+        assert (output.stat().st_ino == inode) == (change in ("nothing", "place"))
+        assert (output / "rank0.engine").read_bytes().startswith(b"engine of")
+
+    @pytest.mark.parametrize(
+        ("behaviour", "reason"),
+        [("fail", r"status 3: CUDA out of memory \(log: .*engine\.log\)"), ("nothing", "wrote no engine")],
+    )
+    def test_a_failed_build_leaves_the_engine_in_use(self, control, checkpoint, tmp_path, behaviour, reason):
+        self.run(checkpoint, tmp_path / "engine")
+        control.write_text(json.dumps(behaviour))
+        (checkpoint / "rank0.safetensors").write_bytes(b"new")
+        with pytest.raises(EngineError, match=reason):
+            self.run(checkpoint, tmp_path / "engine")
+        assert (tmp_path / "engine" / "rank0.engine").read_bytes() == b"engine of weights"
+        assert not (tmp_path / "engine.partial").exists()
+
+    def test_an_interrupt_ends_the_program_and_leaves_nothing(self, control, checkpoint, tmp_path):
+        control.write_text('"hang"')
+
+        def interrupt(line: str) -> None:
+            if line == "hanging":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run(checkpoint, tmp_path / "engine", on_line=interrupt)
+        assert not list(tmp_path.glob("engine*/"))
+
+    def test_the_checkpoint_hash_may_be_given(self, control, checkpoint, tmp_path):
+        assert self.run(checkpoint, tmp_path / "e", checkpoint_sha256="0" * 64)["weights"] == "0" * 64
+
+    def test_bad_input(self, control, checkpoint, tmp_path, monkeypatch):
+        with pytest.raises(InvalidInput, match="export the decoder first"):
+            self.run(tmp_path, tmp_path / "engine")
+        metadata = tmp_path / "bin" / "tensorrt_llm-1.2.1.dist-info" / "METADATA"
+        metadata.write_text(metadata.read_text().replace("1.2.1", "1.3.0"))
+        with pytest.raises(EngineError, match=r"TensorRT-LLM 1\.3\.0; the decoder needs 1\.2\.1"):
+            self.run(checkpoint, tmp_path / "engine")
+        monkeypatch.setenv("PATH", "/nowhere")
+        with pytest.raises(EngineError, match="isn't installed here"):
+            self.run(checkpoint, tmp_path / "engine")
+
+
+def test_a_folder_comes_back_when_its_successor_does_not_arrive(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "file").write_text("kept")
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "missing", old)
+    assert (old / "file").read_text() == "kept"
+
+
+def test_nothing_here_goes_through_a_shell():
+    tree = ast.parse((ROOT / "export" / "build.py").read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    assert not [k for c in calls for k in c.keywords if k.arg == "shell"]
+
+
+class TestDescription:
+    """The described module refuses what the real bindings would refuse."""
+
+    def test_names(self, trt):
+        builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+        with pytest.raises(AttributeError):
+            builder.build_cuda_engine
+        with pytest.raises(AttributeError):
+            trt.NetworkDefinitionCreationFlag.STRICTLY_TYPED
+
+    def test_arguments(self, trt):
+        builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+        for call in (
+            lambda: trt.Builder(),
+            lambda: builder.create_network("STRONGLY_TYPED"),
+            lambda: builder.create_network(flag=2),
+            lambda: builder.create_builder_config(1),
+            lambda: builder.create_builder_config().set_memory_pool_limit(4096),
+            lambda: builder.create_builder_config().set_timing_cache(b"", False),
+        ):
+            with pytest.raises(TypeError, match=r"doesn't take"):
+                call()
