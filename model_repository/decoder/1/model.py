@@ -3,7 +3,7 @@
 
 from rtprune.manifest import Manifest
 
-from rtprune.decoder import open_service
+from rtprune.decoder.opening import open_service
 from rtprune.decoder.engine import PromptTokens
 from rtprune.decoder.service import GenerationRequest
 from rtprune.settings import settings
