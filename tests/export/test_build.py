@@ -297,9 +297,9 @@ class TestDescription:
     def test_names(self, trt):
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
         with pytest.raises(AttributeError):
-            builder.build_cuda_engine
+            _ = builder.build_cuda_engine
         with pytest.raises(AttributeError):
-            trt.NetworkDefinitionCreationFlag.STRICTLY_TYPED
+            _ = trt.NetworkDefinitionCreationFlag.STRICTLY_TYPED
 
     def test_arguments(self, trt):
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
