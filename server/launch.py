@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from rtprune.errors import OcrError
+from rtprune.manifest import Manifest
 from server.process import ServerProcess
 from server.readiness import read_small_page
 from server.settings import ServerSettings
@@ -90,7 +92,9 @@ class Launcher:
             server.stop(drain)
 
     def _come_up(self, server: ServerProcess) -> None:
-        log.info("Starting tritonserver with engines from %s ...", self.settings.engines)
+        manifest = Manifest.load(self.settings.engines)
+        log.info("Engines in %s: %s", manifest.folder, json.dumps(manifest.facts()))
+        log.info("Starting tritonserver ...")
         server.start()
         server.wait_ready(self._stop)
         read_small_page(server.probe_host, self.settings.grpc_port)
