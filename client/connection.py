@@ -24,6 +24,8 @@ _SCHEMES = {"grpc": (False, False), "grpcs": (False, True), "http": (True, False
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]@?#]+)(?::(?P<port>[0-9]{1,5}))?/?")
 
+_SPELLED = re.compile(r"(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): ")
+
 # HTTP has fewer words than gRPC: Triton answers 400 to every request that it finds wrong.
 _STATUSES: dict[str, type[ClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
@@ -131,7 +133,8 @@ def to_client_error(message: str | None, status: str | None, target: Target) -> 
     if kind is RequestCancelled:
         return RequestCancelled("The request was cancelled.")
     if kind is ServerUnavailable:
-        return ServerUnavailable(said or "The server is busy.", "Try again later.", answered=True)
+        advice = "" if "again" in said else "Try again later."
+        return ServerUnavailable(said or "The server is busy.", advice, answered=True)
     if kind is InvalidRequest:
         return InvalidRequest(said or "The server refused the request.")
     advice = "The server's log says more, under the request's id."
@@ -145,9 +148,17 @@ def _nobody_there(message: str) -> bool:
 
 
 def triton_error(error: Any, target: Target) -> ClientError:
-    """The same, from an InferenceServerException or a gRPC error."""
+    """The same, from an InferenceServerException or a gRPC error.
+
+    An error on a stream has no status: our server spells it out before the sentence. (Triton could close
+    the stream with the status, if asked with a `triton_grpc_error` header; 24.10 crashes on that.)
+    """
     if callable(getattr(error, "message", None)):
-        return to_client_error(error.message(), error.status(), target)
+        message, status = error.message() or "", error.status()
+        spelled = _SPELLED.match(message) if status is None else None
+        if spelled is not None:
+            message, status = message[spelled.end() :], spelled[1]
+        return to_client_error(message, status, target)
     if callable(getattr(error, "details", None)):
         return to_client_error(error.details(), str(error.code()), target)
     return to_client_error(str(error), None, target)

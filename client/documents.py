@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,12 @@ from typing import Self
 from PIL import Image
 
 from client.errors import ClientError, InvalidRequest
-from client.images import open_image, read_file, to_png
+from client.images import inspect_image, read_file, to_png
 from client.result import OcrResult
 from client.settings import ClientSettings
 
 PDF_SIGNATURE = b"%PDF-"
 SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
-# Sent as they are; other formats are sent as PNG, because every server reads that.
-SENT_AS_IS = frozenset({"PNG", "JPEG", "WEBP", "MPO"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,41 +97,36 @@ class ImageDocument(Document):
 
     def __init__(self, path: Path, settings: ClientSettings) -> None:
         self._data = read_file(path, settings)
-        self._format, frames = _inspect(self._data, path)
+        frames = _inspect(self._data, path)
         super().__init__(path, frames, settings)
         check_page_count(path, frames, settings)
 
     def render(self, number: int) -> Page:
-        """The file itself where the format allows it, otherwise the frame as PNG."""
-        if self.page_count == 1 and self._format in SENT_AS_IS:
-            return Page(self.path, number, self._data)
+        """The file itself, or a TIFF's page as PNG."""
         if self.page_count == 1:
-            return Page(self.path, number, to_png(open_image(self._data, self.settings, str(self.path))))
+            return Page(self.path, number, self._data)
         return Page(self.path, number, to_png(_frame(self._data, number - 1, self)))
 
 
-def _inspect(data: bytes, path: Path) -> tuple[str, int]:
-    """(format, pages) of an image file, from its header."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            kind = picture.format or ""
-            return kind, getattr(picture, "n_frames", 1) if kind == "TIFF" else 1
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise InvalidRequest(f"{path} is no PDF and no image of a known format.") from None
+def _inspect(data: bytes, path: Path) -> int:
+    """Pages of an image file, from its headers."""
+    with inspect_image(data, str(path)) as picture:
+        try:
+            return getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise InvalidRequest(f"{path} can't be decoded: {error}.") from None
 
 
 def _frame(data: bytes, index: int, document: ImageDocument) -> Image.Image:
     name = f"Page {index + 1} of {document.path}"
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
+    with inspect_image(data, name) as picture:
+        try:
             picture.seek(index)
-            if picture.width * picture.height > document.settings.max_image_pixels:
-                raise InvalidRequest(f"{name} has {picture.width} x {picture.height} pixels, over the limit.")
-            return picture.copy()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        if isinstance(error, ClientError):
-            raise
-        raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+            if picture.width * picture.height <= document.settings.max_image_pixels:
+                return picture.copy()
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+        raise InvalidRequest(f"{name} has {picture.width} x {picture.height} pixels, over the limit.")
 
 
 def check_page_count(path: Path, count: int, settings: ClientSettings) -> None:

@@ -13,13 +13,10 @@ from tritonclient.grpc import InferenceServerClient, InferInput, KeepAliveOption
 from tritonclient.utils import InferenceServerException
 
 from client.connection import Target, triton_error
-from client.errors import ClientError, RequestCancelled, ServerFailed
+from client.errors import ClientError, InvalidRequest, RequestCancelled, ServerFailed, ServerUnavailable
 from client.request import Answer, OcrOptions, build_inputs
 from client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 from client.shared_memory import shared_image
-
-# Makes Triton close a stream that failed with a gRPC status; without it an error on a stream has no status.
-STATUS_HEADER = {"triton_grpc_error": "true"}
 
 
 def keepalive(settings: ClientSettings) -> KeepAliveOptions:
@@ -125,7 +122,7 @@ class GrpcTransport:
             client.start_stream(
                 lambda result, error: received.put((result, error)),
                 stream_timeout=timeout,
-                headers={**self._headers, **STATUS_HEADER},
+                headers=self._headers,
             )
             client.async_stream_infer(
                 STREAM_MODEL, inputs, request_id=request_id, enable_empty_final_response=True
@@ -212,7 +209,7 @@ class GrpcTransport:
                     region.name, region.key, region.size, headers=self._headers
                 )
             except InferenceServerException as error:
-                raise ClientErrorFromRegistration(error, self.target) from None
+                raise _refused_region(error, self.target) from None
             try:
                 yield region.inputs
             finally:
@@ -220,11 +217,12 @@ class GrpcTransport:
                     client.unregister_system_shared_memory(region.name, headers=self._headers)
 
 
-class ClientErrorFromRegistration(ClientError):
-    """Shared memory can't be used with this server."""
-
-    def __init__(self, error: Any, target: Target) -> None:
-        super().__init__(
-            f"The server at {target} takes no shared memory from this client: {error.message()}",
-            "Leave --shared-memory out, or allow it on the server; both must run on one host.",
-        )
+def _refused_region(error: Any, target: Target) -> ClientError:
+    """The error for a server that doesn't take shared memory."""
+    found = triton_error(error, target)
+    if isinstance(found, ServerUnavailable) and not found.answered:
+        return found
+    return InvalidRequest(
+        f"The server at {target} takes no shared memory from this client: {found}",
+        "Do without it, or allow it on the server; both must run on one host.",
+    )

@@ -18,6 +18,10 @@ from client.settings import ClientSettings
 ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
 """A path, encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB."""
 
+# Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "MPO")
+
+_ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = 1
 
 
@@ -55,36 +59,47 @@ def read_file(path: Path, settings: ClientSettings) -> bytes:
 
 def to_png(image: Image.Image) -> bytes:
     """PNG of a picture, upright; fast rather than small, since it's sent once."""
-    picture = ImageOps.exif_transpose(image)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        picture = Image.new("RGBA", layer.size, "white")
-        picture.alpha_composite(layer)
-        picture = picture.convert("RGB")
-    elif picture.mode not in ("RGB", "L"):
-        picture = picture.convert("RGB")
+    picture = flatten(image)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
+def flatten(image: Image.Image) -> Image.Image:
+    """The picture upright, in RGB or grey, transparency on white, 16-bit samples as 8-bit."""
+    turned = image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
+    picture = ImageOps.exif_transpose(image) if turned else image
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture, np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGBA", layer.size, "white")
+        picture.alpha_composite(layer)
+    return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+
+
 def open_image(data: bytes, settings: ClientSettings, name: str = "The image") -> Image.Image:
-    """The decoded picture, upright, in RGB; the pixel limit is checked before it's decoded."""
+    """The decoded picture, upright, in RGB or grey; the pixel limit is checked before it's decoded."""
+    with inspect_image(data, name) as picture:
+        _check_pixels(picture.size, name, settings)
+        try:
+            return flatten(picture.copy())
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+
+
+def inspect_image(data: bytes, name: str) -> Image.Image:
+    """The picture with its header read and nothing else; `InvalidRequest` for an unknown format."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            picture: Image.Image = Image.open(io.BytesIO(data))
-            _check_pixels(picture.size, name, settings)
-            picture.load()
-    except InvalidRequest:
-        raise
+            warnings.simplefilter("ignore")  # our own limits follow, and oddities are no errors
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{name} is no image of a known format.") from None
+        raise InvalidRequest(
+            f"{name} is no image of a known format.", f"Known are {', '.join(FORMATS)}."
+        ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
-    if picture.getexif().get(0x0112, _UPRIGHT) != _UPRIGHT:
-        picture = ImageOps.exif_transpose(picture)
-    return picture.convert("RGB")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
@@ -102,6 +117,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 def _checked(data: bytes, name: str, settings: ClientSettings) -> bytes:
     if not data:
         raise InvalidRequest(f"{name} is empty.")
+    if data.startswith(b"%PDF-"):
+        raise InvalidRequest(f"{name} is a PDF, not an image.", "Read it with ocr_document().")
     _check_bytes(len(data), name, settings)
     return data
 

@@ -287,6 +287,10 @@ class OcrClient:
 
         return OcrStream(start, builder, Backoff(self.settings, clock.end), self._sleep)
 
+    def check(self) -> None:
+        """Raise `ServerUnavailable` at once where no server answers, instead of trying again for a while."""
+        self.transport.call("is_server_live")
+
     def cancel(self) -> None:
         """Cancel every request under way, from any thread; the client can't be used afterwards."""
         self._cancelled.set()

@@ -134,7 +134,7 @@ class OcrResult:
             "text": self.text,
             "markdown": self.markdown,
             "regions": [region.to_dict() for region in self.regions],
-            "page": {"width": self.layout.width, "height": self.layout.height},
+            "size": {"width": self.layout.width, "height": self.layout.height},
             "visual_tokens": {"before": self.visual_tokens, "after": self.kept_tokens},
             "output_tokens": self.output_tokens,
             "kept": [int(position) for position in self.kept],

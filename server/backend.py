@@ -55,21 +55,24 @@ def internal_error(sentence: str) -> Any:
     return error_response(sentence, pb_utils.TritonError.INTERNAL)
 
 
-def failure(error: Exception, stage: str, request_id: str) -> Any:
-    """The answer to a request that failed: one sentence and a status; a traceback only for our own bugs."""
+def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = False) -> Any:
+    """The answer to a request that failed: one sentence and a status; a traceback only for our own bugs.
+
+    `spelled` puts the status before the sentence as well ("UNAVAILABLE: ..."), for gRPC streams: Triton
+    sends their errors without a status.
+    """
+    status, code = "INTERNAL", pb_utils.TritonError.INTERNAL
     if isinstance(error, OcrError):
-        code = (
-            pb_utils.TritonError.INVALID_ARG
-            if isinstance(error, InvalidInput)
-            else pb_utils.TritonError.UNAVAILABLE
-            if isinstance(error, Unavailable)
-            else pb_utils.TritonError.INTERNAL
-        )
-        log("refused", stage, request_id, error=str(error))
-        return error_response(str(error), code)
-    log("bug", stage, request_id, level="error", error="".join(traceback.format_exception(error)))
-    sentence = f"The {stage} stage failed on this page; the server's log has the details."
-    return internal_error(sentence)
+        sentence = str(error)
+        if isinstance(error, InvalidInput):
+            status, code = "INVALID_ARGUMENT", pb_utils.TritonError.INVALID_ARG
+        elif isinstance(error, Unavailable):
+            status, code = "UNAVAILABLE", pb_utils.TritonError.UNAVAILABLE
+        log("refused", stage, request_id, error=sentence)
+    else:
+        log("bug", stage, request_id, level="error", error="".join(traceback.format_exception(error)))
+        sentence = f"The {stage} stage failed on this page; the server's log has the details."
+    return error_response(f"{status}: {sentence}" if spelled else sentence, code)
 
 
 def log(event: str, stage: str, request_id: str, level: str = "info", **facts: Any) -> None:

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     guard_names(layout, sources)
     bar = Bar(arguments.quiet)
     with cli.client_of(arguments, settings) as client:
+        client.check()
         batch = Batch(
             client,
             arguments.output,

@@ -58,6 +58,7 @@ class OcrCommand:
     def run(self) -> ExitCode:
         """Read every page of every file."""
         with cli.client_of(self.arguments, self.settings) as client:
+            client.check()
             for name in self.arguments.pages_files:
                 try:
                     self._file(client, name)

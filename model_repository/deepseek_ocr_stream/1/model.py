@@ -35,7 +35,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             if self.watch.under_way >= self.limit:
                 error = Unavailable(f"The server is busy: {self.limit} pages are under way. Try again later.")
-                self.end(sender, backend.failure(error, "stream", request.request_id()))
+                self.end(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
                 continue
             ticket = uuid.uuid4().hex
             self.watch.add(ticket, sender.is_cancelled)
@@ -46,7 +46,7 @@ class TritonPythonModel:
             self.read(request, sender, ticket, arrival)
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:
-            self.end(sender, backend.failure(error, "stream", request.request_id()))
+            self.end(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
         finally:
             self.watch.remove(ticket)
 
