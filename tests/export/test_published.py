@@ -1,0 +1,34 @@
+"""The list of DeepSeek-OCR's tensors: the published counts, and the names that transformers writes."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from export.published import CONFIG, PARAMETERS, TENSORS, tensors
+from export.reference.checkpoint import new_model, published_weights
+from export.reference.config import published_config
+
+
+def test_the_published_counts():
+    shapes = tensors(CONFIG)
+    assert len(shapes) == TENSORS == 2_710
+    assert sum(prod(shape) for shape in shapes.values()) == PARAMETERS == 3_336_106_240
+
+
+def test_the_reference_checkpoint_has_these_tensors():
+    """The same code in other sizes, against the names and shapes that transformers' classes save."""
+    model = new_model(0)
+    weights = published_weights(model, torch.bfloat16)
+    shapes = tensors(published_config(model.config.text_config.vocab_size))
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes
+
+
+def test_the_reference_configuration_has_the_published_fields():
+    def fields(config: dict) -> dict:
+        return {k: fields(v) if isinstance(v, dict) else None for k, v in config.items()}
+
+    small, published = fields(published_config(300)), fields(CONFIG)
+    small["vision_config"]["width"]["sam_vit_b"].pop("out_chans")
+    assert small == published
