@@ -19,7 +19,7 @@ ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Ima
 """A path, encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB."""
 
 # Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = 1

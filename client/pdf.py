@@ -49,6 +49,8 @@ class PdfDocument(Document):
                 width, height = page.get_size()
                 dpi, note = self._dpi(number, width, height)
                 picture = page.render(scale=dpi / POINTS_AN_INCH, rev_byteorder=True).to_pil()
+            except InvalidRequest:
+                raise
             except (pdfium.PdfiumError, ValueError, MemoryError):
                 raise InvalidRequest(f"Page {number} of {self.path} can't be rendered.") from None
             finally:
@@ -83,6 +85,9 @@ class PdfDocument(Document):
 
 def _open(path: Path, password: str | None) -> pdfium.PdfDocument:
     with _PDFIUM:
+        # PDFium refuses a file without pages and doesn't say why: its last error stays what it was before.
+        # Opening no file leaves a reason there that a file that we can read never has.
+        pdfium_c.FPDF_LoadDocument(b"", None)
         try:
             pdf = pdfium.PdfDocument(path, password=password)
         except pdfium.PdfiumError as error:
@@ -99,6 +104,8 @@ def _refusal(path: Path, password: str | None, code: int | None) -> InvalidReque
         if password:
             return InvalidRequest(f"The password for {path} is wrong.")
         return InvalidRequest(f"{path} is protected by a password.", "Give it with --password.")
+    if code == pdfium_c.FPDF_ERR_FILE:  # not PDFium's word on this file, but what `_open` left there
+        return InvalidRequest(f"{path} has no pages.")
     if code == pdfium_c.FPDF_ERR_SECURITY:
         return InvalidRequest(f"{path} is encrypted in a way that can't be opened.")
     return InvalidRequest(f"{path} is no PDF, or a broken one.")

@@ -125,9 +125,7 @@ def test_a_parser_can_be_used_again_after_its_end() -> None:
     parser = TagParser()
     assert parser.feed("<|ref|>cut") == []
     assert parser.close() == ["<|ref|>cut"]
-    assert joined(parser.feed(TITLE) + parser.close()) == [
-        RegionTag("title", (Box(10, 20, 300, 40),), TITLE)
-    ]
+    assert joined(parser.feed(TITLE) + parser.close()) == [RegionTag("title", (Box(10, 20, 300, 40),), TITLE)]
 
 
 # What a model might write: whole tags, halves of them, numbers, and anything else.

@@ -1,0 +1,147 @@
+"""Addresses, statuses and backoff."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from client.connection import Backoff, Target, Tls, triton_error
+from client.errors import (
+    ClientError,
+    ExitCode,
+    InvalidRequest,
+    RequestCancelled,
+    ServerFailed,
+    ServerUnavailable,
+    TimeLimitExceeded,
+)
+from client.settings import ClientSettings
+
+TARGET = Target.of("example:8001")
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "http", "encrypted"),
+    [
+        ("example", "example:8001", False, False),
+        ("example:9", "example:9", False, False),
+        ("grpc://example", "example:8001", False, False),
+        ("grpcs://example:443", "example:443", False, True),
+        ("http://example", "example:8000", True, False),
+        ("https://example/", "example:443", True, True),
+        ("grpc://[::1]:8001", "[::1]:8001", False, False),
+    ],
+)
+def test_addresses(url: str, address: str, http: bool, encrypted: bool) -> None:
+    target = Target.of(url)
+    assert (target.address, target.http, target.tls is not None) == (address, http, encrypted)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "http://", "a b", "x:99999", "x:0", "http://u:p@x", "http://x/v2", "x:y"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest):
+        Target.of(url)
+
+
+def test_tls_files_must_be_there_and_encrypt(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("x")
+    assert Target.of("example", Tls(ca)).tls == Tls(ca)
+    with pytest.raises(InvalidRequest, match="isn't encrypted"):
+        Target.of("http://example", Tls(ca))
+    with pytest.raises(InvalidRequest, match="no TLS file"):
+        Tls(tmp_path / "none.pem")
+    with pytest.raises(InvalidRequest, match="its key"):
+        Tls(ca, ca)
+
+
+@pytest.mark.parametrize("headers", [{"a b": "x"}, {"a": "x\r\nEvil: 1"}, {"": "x"}])
+def test_headers_cannot_smuggle(headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest, match="header"):
+        Target.of("example", headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "kind", "code"),
+    [
+        ("bad image", "StatusCode.INVALID_ARGUMENT", InvalidRequest, ExitCode.INPUT),
+        ("bad image", "400", InvalidRequest, ExitCode.INPUT),
+        ("busy", "StatusCode.UNAVAILABLE", ServerUnavailable, ExitCode.UNAVAILABLE),
+        ("busy", "503", ServerUnavailable, ExitCode.UNAVAILABLE),
+        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", TimeLimitExceeded, ExitCode.TIMEOUT),
+        ("gone", "StatusCode.CANCELLED", RequestCancelled, ExitCode.INTERRUPTED),
+        ("oh", "StatusCode.INTERNAL", ServerFailed, ExitCode.SERVER),
+        ("oh", "500", ServerFailed, ExitCode.SERVER),
+        ("INVALID_ARGUMENT: bad image", None, InvalidRequest, ExitCode.INPUT),
+        ("UNAVAILABLE: busy", None, ServerUnavailable, ExitCode.UNAVAILABLE),
+        ("INTERNAL: oh", None, ServerFailed, ExitCode.SERVER),
+        ("a stream's error without a status", None, ServerFailed, ExitCode.SERVER),
+        ("Request for unknown model: 'x' is not found", None, ServerUnavailable, ExitCode.UNAVAILABLE),
+        ("several\nlines", "StatusCode.INTERNAL", ServerFailed, ExitCode.SERVER),
+        (None, "StatusCode.UNKNOWN", ServerFailed, ExitCode.SERVER),
+    ],
+)
+def test_statuses_become_errors(
+    message: str | None, status: str | None, kind: type[ClientError], code: ExitCode
+) -> None:
+    error = triton_error(InferenceServerException(message, status), TARGET)
+    assert type(error) is kind
+    assert error.exit_code == code
+    assert "\n" not in str(error)
+    assert "INVALID_ARGUMENT" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "message", ["failed to connect to all addresses", "Connection refused", "Socket closed"]
+)
+def test_a_server_that_is_not_there_is_told_from_a_busy_one(message: str) -> None:
+    gone = triton_error(InferenceServerException(message, "StatusCode.UNAVAILABLE"), TARGET)
+    assert isinstance(gone, ServerUnavailable)
+    assert not gone.answered
+    assert "grpc://example:8001" in str(gone)
+    busy = triton_error(InferenceServerException("UNAVAILABLE: The server is busy."), TARGET)
+    assert isinstance(busy, ServerUnavailable)
+    assert busy.answered
+
+
+def waits(backoff: Backoff, error: ServerUnavailable, limit: int = 100) -> list[float]:
+    found = []
+    while len(found) < limit:
+        try:
+            found.append(backoff.delay(error))
+        except ServerUnavailable:
+            break
+    return found
+
+
+def test_backoff_doubles_with_jitter_and_ends() -> None:
+    settings = ClientSettings(retries=5, backoff=1, backoff_max=4)
+    found = waits(Backoff(settings, time.monotonic() + 1000), ServerUnavailable("x"))
+    assert len(found) == 5
+    for wait, longest in zip(found, [1, 2, 4, 4, 4], strict=True):
+        assert longest / 2 <= wait <= longest
+
+
+def test_backoff_ends_with_the_deadline() -> None:
+    assert waits(Backoff(ClientSettings(), time.monotonic() + 0.01), ServerUnavailable("x")) == []
+
+
+def test_patience_is_for_servers_that_answer() -> None:
+    settings = ClientSettings(retries=2, backoff=1, backoff_max=4)
+    busy, gone = ServerUnavailable("x", answered=True), ServerUnavailable("x")
+    assert len(waits(Backoff(settings, time.monotonic() + 1000, patient=True), busy)) == 100
+    assert len(waits(Backoff(settings, time.monotonic() + 1000, patient=True), gone)) == 2
+    assert len(waits(Backoff(settings, time.monotonic() + 1000), busy)) == 2
+
+
+def test_settings_come_from_the_environment() -> None:
+    settings = ClientSettings.from_env({"DEEPSEEK_OCR_URL": "a:1", "DEEPSEEK_OCR_RETRIES": "9", "OTHER": "x"})
+    assert (settings.url, settings.retries) == ("a:1", 9)
+    for wrong in ({"DEEPSEEK_OCR_DPI": "many"}, {"DEEPSEEK_OCR_DPI": "0"}, {"DEEPSEEK_OCR_RETRIES": "-1"}):
+        with pytest.raises(InvalidRequest):
+            ClientSettings.from_env(wrong)

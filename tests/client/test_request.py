@@ -1,0 +1,136 @@
+"""Options -> tensors, answers -> results, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferInput
+
+from client.errors import InvalidRequest, ServerFailed
+from client.request import OcrOptions, ResultBuilder, build_inputs
+from client.tags import Box
+
+
+class Answer:
+    """An answer as tritonclient gives it."""
+
+    def __init__(self, **outputs: Any) -> None:
+        self.outputs = outputs
+
+    def as_numpy(self, name: str) -> Any:
+        return self.outputs.get(name)
+
+
+def text(value: str) -> np.ndarray:
+    return np.array([value.encode()], dtype=object)
+
+
+def answer(piece: str, reason: str = "", **more: Any) -> Answer:
+    return Answer(
+        TEXT=text(piece), FINISH_REASON=text(reason), TOKENS=np.array([273, 150, 7], np.int32), **more
+    )
+
+
+FIRST = {
+    "KEPT": np.array([0, 5, 272], np.int32),
+    "LAYOUT": np.array([1024, 0, 0, 999, 1998, 256, 0, 5120], np.int32),
+}
+LAST = {"TIMINGS": np.arange(7, dtype=np.float32), "TEXT_LENGTH": np.array([4], np.int32)}
+
+
+def test_only_what_is_asked_for_is_sent() -> None:
+    [image] = build_inputs(b"png", OcrOptions(), InferInput)
+    assert (image.name(), image.datatype(), image.shape()) == ("IMAGE", "BYTES", [1])
+    options = OcrOptions("base", "<image>\nhé", 0.5, 100, (30, 90), 12.5)
+    sent = {
+        entry.name(): (entry.datatype(), entry.shape()) for entry in build_inputs(b"x", options, InferInput)
+    }
+    assert sent == {
+        "IMAGE": ("BYTES", [1]),
+        "PROMPT": ("BYTES", [1]),
+        "MODE": ("BYTES", [1]),
+        "RETENTION": ("FP32", [1]),
+        "MAX_TOKENS": ("INT32", [1]),
+        "NO_REPEAT_NGRAM": ("INT32", [2]),
+        "TIME_LIMIT": ("FP32", [1]),
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retention": 0.0},
+        {"retention": 1.5},
+        {"retention": float("nan")},
+        {"max_tokens": 0},
+        {"time_limit": 0.0},
+        {"time_limit": float("inf")},
+        {"time_limit": float("nan")},
+        {"no_repeat_ngram": (-1, 90)},
+    ],
+)
+def test_impossible_options_are_refused_here(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        OcrOptions(**options)
+
+
+def test_numbers_beyond_32_bits_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="32 bits"):
+        build_inputs(b"x", OcrOptions(max_tokens=2**40), InferInput)
+
+
+def test_a_stream_becomes_a_result() -> None:
+    builder = ResultBuilder("id-1", OcrOptions())
+    assert builder.add(answer("ab", **FIRST)) == "ab"
+    assert builder.add(answer("")) == ""
+    assert builder.add(answer("cd漢", "repetition", **LAST)) == "cd漢"
+    result = builder.build()
+    assert result.text == "abcd"  # the guard's cut, in characters
+    assert result.model_text == "abcd漢"
+    assert (result.visual_tokens, result.kept_tokens, result.output_tokens) == (273, 150, 7)
+    assert result.kept.tolist() == [0, 5, 272]
+    assert (result.layout.width, result.layout.height, result.layout.left) == (999, 1998, 256)
+    assert result.timings is not None
+    assert (result.timings.preprocess, result.timings.first_token, result.timings.total) == (0, 4, 6)
+    assert not result.complete
+    assert "repeat" in result.warning()
+
+
+def test_regions_have_pixels_of_the_page_and_their_text() -> None:
+    tagged = (
+        "<|ref|>title<|/ref|><|det|>[[0, 0, 999, 500]]<|/det|>\n# T\n"
+        "<|ref|>image<|/ref|><|det|>[[1, 1, 2, 2]]<|/det|>"
+    )
+    builder = ResultBuilder("id", OcrOptions())
+    builder.add(answer(tagged, "stop", **FIRST))
+    result = builder.build()
+    title, figure = result.regions
+    assert (title.label, title.text, title.boxes) == ("title", "# T", (Box(0, 0, 999, 1000),))
+    assert figure.normalized == (Box(1, 1, 2, 2),)
+    assert result.markdown == "# T\n\n![image](figure-1.jpg)"
+    assert result.to_markdown(None)[0] == "# T"
+    found = result.to_dict()
+    assert found["visual_tokens"] == {"before": 273, "after": 150}
+    assert found["regions"][0]["boxes"] == [[0, 0, 999, 1000]]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [],
+        [answer("a", **FIRST)],
+        [answer("a", "stop")],
+        [answer("a", "because", **FIRST)],
+        [answer("a", "stop", LAYOUT=np.array([1, 2], np.int32))],
+        [Answer(TEXT=text("a"), FINISH_REASON=text("stop"), TOKENS=np.array([1], np.int32), **FIRST)],
+        [answer("a", "stop", **FIRST, TIMINGS=np.zeros(2, np.float32))],
+    ],
+)
+def test_answers_against_the_contract_are_the_servers_fault(answers: list[Answer]) -> None:
+    builder = ResultBuilder("id", OcrOptions())
+    for each in answers:
+        builder.add(each)
+    with pytest.raises(ServerFailed):
+        builder.build()
