@@ -5,6 +5,7 @@
 ...     print(client.ocr("page.png").markdown)
 """
 
+from client.aio import AsyncOcrClient, AsyncOcrStream
 from client.connection import Tls
 from client.documents import Page, PageResult
 from client.errors import (
@@ -24,6 +25,8 @@ from client.settings import ClientSettings
 from client.tags import Box, RegionTag, TagParser
 
 __all__ = [
+    "AsyncOcrClient",
+    "AsyncOcrStream",
     "Box",
     "ClientError",
     "ClientSettings",

@@ -41,6 +41,8 @@ class Failure:
         return {"document": str(self.path), "page": self.page or None, "error": str(self.error)}
 
     def __str__(self) -> str:
+        if str(self.path) in str(self.error):
+            return str(self.error)
         return f"{self.path}{f', page {self.page}' if self.page else ''}: {self.error}"
 
 
