@@ -23,14 +23,14 @@ def row_multiple(dtype: torch.dtype) -> int:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x @ weight.T` for any number of rows, with results that don't depend on that number."""
+    """`x @ weight` for any number of rows, with results that don't depend on that number."""
     rows = x.shape[0]
     pad = -rows % row_multiple(x.dtype)
-    return F.linear(F.pad(x, (0, 0, 0, pad)), weight)[:rows] if pad else F.linear(x, weight)
+    return torch.mm(F.pad(x, (0, 0, 0, pad)), weight)[:rows] if pad else torch.mm(x, weight)
 
 
 class Mlp:
-    """SwiGLU: down(silu(gate(x)) * up(x)), its weights used where they lie."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), its weights used where they lie: views of shape (inputs, outputs)."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Mlp:
         device: torch.device,
     ) -> None:
         def weight(name: str, shape: tuple[int, int]) -> torch.Tensor:
-            return files.get(f"{prefix}.{name}_proj.weight", shape, dtype).to(device)
+            return files.get(f"{prefix}.{name}_proj.weight", shape, dtype).to(device).t()
 
         self.gate = weight("gate", (inner, hidden))
         self.up = weight("up", (inner, hidden))
@@ -50,8 +50,8 @@ class Mlp:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (rows, hidden), rows padded by the caller."""
-        inner = F.silu(F.linear(x, self.gate)).mul_(F.linear(x, self.up))
-        return F.linear(inner, self.down)
+        inner = F.silu(torch.mm(x, self.gate)).mul_(torch.mm(x, self.up))
+        return torch.mm(inner, self.down)
 
 
 class Experts(Protocol):
@@ -73,21 +73,21 @@ class DenseExperts:
 
     def __init__(self, experts: list[Mlp], shared: Mlp) -> None:
         every = [*experts, shared]
-        self._up = torch.cat([mlp.gate for mlp in every] + [mlp.up for mlp in every])
-        self._down = torch.cat([mlp.down for mlp in every], dim=1)
+        self._up = torch.cat([mlp.gate for mlp in every] + [mlp.up for mlp in every], dim=1).contiguous()
+        self._down = torch.cat([mlp.down for mlp in every]).contiguous()
         self._count = len(experts)
-        self._routed = len(experts) * experts[0].gate.shape[0]
-        self._inner = self._down.shape[1]
+        self._routed = len(experts) * experts[0].gate.shape[1]
+        self._inner = self._down.shape[0]
 
     def __call__(
         self, x: torch.Tensor, rows: int, scores: torch.Tensor, chosen: torch.Tensor
     ) -> torch.Tensor:
         """See `Experts`."""
         factors = scores.new_zeros((x.shape[0], self._count)).scatter_(1, chosen, scores).to(x.dtype)
-        both = F.linear(x, self._up)
+        both = torch.mm(x, self._up)
         inner = F.silu(both[:, : self._inner]).mul_(both[:, self._inner :])
         torch.unflatten(inner[:, : self._routed], 1, (self._count, -1)).mul_(factors[:, :, None])
-        return F.linear(inner, self._down)
+        return torch.mm(inner, self._down)
 
 
 class VisitedExperts:
@@ -123,8 +123,8 @@ class GroupedExperts:
     """One grouped matrix product over all experts, for a GPU: no answer of the router goes to the host."""
 
     def __init__(self, experts: list[Mlp], shared: Mlp) -> None:
-        self._up = torch.stack([torch.cat((mlp.gate, mlp.up)) for mlp in experts]).transpose(1, 2)
-        self._down = torch.stack([mlp.down for mlp in experts]).transpose(1, 2)
+        self._up = torch.stack([torch.cat((mlp.gate.t(), mlp.up.t())) for mlp in experts]).transpose(1, 2)
+        self._down = torch.stack([mlp.down.t() for mlp in experts]).transpose(1, 2)
         self._ids = torch.arange(len(experts), device=self._up.device)
         self._shared = shared
 
@@ -169,9 +169,11 @@ class MoeLayer:
         dense_bytes: int = DENSE_BYTES,
     ) -> None:
         hidden, inner = config.hidden_size, config.moe_intermediate_size
-        self._router = files.get(
-            f"{prefix}.gate.weight", (config.n_routed_experts, hidden), torch.float32
-        ).to(device)
+        self._router = (
+            files.get(f"{prefix}.gate.weight", (config.n_routed_experts, hidden), torch.float32)
+            .to(device)
+            .t()
+        )
         self._k = config.num_experts_per_tok
         self._scale = config.routed_scaling_factor
         experts = [
@@ -192,7 +194,7 @@ class MoeLayer:
 
     def __call__(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         """x: (padded rows, hidden), of which the first `rows` count."""
-        scores, chosen = F.linear(x.float(), self._router).softmax(-1).topk(self._k)
+        scores, chosen = torch.mm(x.float(), self._router).softmax(-1).topk(self._k)
         if self._scale != 1.0:
             scores = scores * self._scale
         return self.experts(x, rows, scores, chosen)

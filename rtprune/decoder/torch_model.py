@@ -15,7 +15,7 @@ from rtprune.decoder.torch_weights import DecoderConfig, WeightFiles
 
 
 class _Layer:
-    """Weights of one decoder layer; queries, keys and values as one projection."""
+    """Weights of one decoder layer, (inputs, outputs); queries, keys and values as one projection."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class _Layer:
         queries = interleave_halves(weight("self_attn.q_proj", hidden, hidden), config.num_attention_heads)
         keys = interleave_halves(weight("self_attn.k_proj", inner_kv, hidden), config.num_key_value_heads)
         values = weight("self_attn.v_proj", inner_kv, hidden)
-        self.qkv = torch.cat((queries, keys, values)).to(device)
-        self.out = weight("self_attn.o_proj", hidden, hidden).to(device)
+        self.qkv = torch.cat((queries, keys, values)).to(device).t()
+        self.out = weight("self_attn.o_proj", hidden, hidden).to(device).t()
         self.before_attention = weight("input_layernorm", hidden).to(device)
         self.before_mlp = weight("post_attention_layernorm", hidden).to(device)
         self.mlp: Mlp | None = None
@@ -63,7 +63,7 @@ class TorchDecoder:
         files = WeightFiles(folder)
         table = (config.vocab_size, config.hidden_size)
         self._embedding = files.get("model.embed_tokens.weight", table, dtype).to(device)
-        self._head = files.get("lm_head.weight", table, dtype).to(device)
+        self._head = files.get("lm_head.weight", table, dtype).to(device).t()
         self._norm = files.get("model.norm.weight", (config.hidden_size,), dtype).to(device)
         self._layers = [
             _Layer(files, index, config, dtype, device, dense_bytes)
@@ -125,7 +125,7 @@ class TorchDecoder:
         filler = x.new_zeros((pad, config.hidden_size), dtype=self.kv_dtype) if pad else None
         for index, layer in enumerate(self._layers):
             normed = F.rms_norm(x, shape, layer.before_attention, config.rms_norm_eps)
-            qkv = F.linear(normed, layer.qkv)[:rows].float().view(rows, *heads, width // 2, 2)
+            qkv = torch.mm(normed, layer.qkv)[:rows].float().view(rows, *heads, width // 2, 2)
             rotated = torch.view_as_real(torch.view_as_complex(qkv) * rotation)
             turned = rotated.flatten(-2).to(self.kv_dtype)  # (rows, groups + 2, kv_heads, head_dim)
             kv[index].index_copy_(2, places, turned[:, -2:].permute(1, 2, 0, 3))
@@ -133,7 +133,7 @@ class TorchDecoder:
             attended = attention(index, queries).reshape(rows, -1)
             if filler is not None:
                 attended = torch.cat((attended, filler))
-            x += F.linear(attended.to(self.dtype), layer.out)
+            x += torch.mm(attended.to(self.dtype), layer.out)
             normed = F.rms_norm(x, shape, layer.before_mlp, config.rms_norm_eps)
             if layer.moe is not None:
                 x += layer.moe(normed, rows)
@@ -144,4 +144,4 @@ class TorchDecoder:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (padded rows, hidden) from `forward`. Returns float32 (padded rows, vocabulary)."""
         normed = F.rms_norm(hidden, (self.config.hidden_size,), self._norm, self.config.rms_norm_eps)
-        return F.linear(normed, self._head).float()
+        return torch.mm(normed, self._head).float()
