@@ -11,7 +11,12 @@ from importlib import import_module
 
 from client.errors import ClientError, ExitCode
 
-COMMANDS = {"ocr": "ocr_command", "batch": "batch_command"}
+COMMANDS = {
+    "ocr": "ocr_command",
+    "batch": "batch_command",
+    "show": "show_command",
+    "status": "status_command",
+}
 EXIT_CODES = """exit codes:
   0  everything was read            4  no server answers, or it's full
   1  some pages or files failed     5  the server failed

@@ -6,6 +6,7 @@ import numpy as np
 from rtprune.decoder.prompt import check_prompt
 from rtprune.image import decode
 from rtprune.manifest import Manifest
+from rtprune.modes import MODES
 from rtprune.views import make_views
 
 from rtprune import TokenLayout, text_density
@@ -38,6 +39,9 @@ class TritonPythonModel:
         self.manifest = Manifest.load(self.settings.engines)
         self.sides = frozenset(entry.side for entry in self.manifest.vision)
         self.metrics = backend.Counters()
+        for mode in MODES.values():
+            if set(mode.sides) <= self.sides:
+                self.metrics.set("ocr_mode_served", "1 for a mode with engines.", 1, mode=mode.name)
 
     def execute(self, requests):
         return [backend.answer(request, "preprocess", self.compute) for request in requests]
