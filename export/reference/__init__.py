@@ -1,1 +1,1 @@
-"""The reference checkpoint: a small DeepSeek-OCR of the same architecture and format, its renderer, training and evaluation."""
+"""The reference checkpoint: a small DeepSeek-OCR that really reads, and all that makes it."""

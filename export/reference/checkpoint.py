@@ -1,4 +1,4 @@
-"""Writes and reads the reference checkpoint in DeepSeek-OCR's own layout: key names, config.json, tokenizer, one shard."""
+"""Writes and reads a checkpoint in DeepSeek-OCR's own layout: key names, config.json, one shard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.reference.config import published_config, transformers_config
@@ -20,18 +21,42 @@ UNUSED_PATCH_EMBEDDING = "model.vision_model.embeddings.patch_embedding.weight"
 """DeepSeek-OCR's checkpoint carries CLIP's own patch embedding, though the SAM map takes its place."""
 
 
-def new_model(seed: int) -> UnlimitedOcrForConditionalGeneration:
-    """Build the reference model with random float32 weights drawn from `seed`."""
+def new_model(seed: int, attention: dict[str, str] | None = None) -> UnlimitedOcrForConditionalGeneration:
+    """Build the reference model with random float32 weights drawn from `seed`.
+
+    `attention` names transformers' implementation for each part of the configuration; the default is its own.
+    """
     tokenizer = build_tokenizer()
     config = transformers_config(published_config(tokenizer.get_vocab_size()), tokenizer.token_to_id(IMAGE))
     torch.manual_seed(seed)
-    return UnlimitedOcrForConditionalGeneration(config).eval()
+    model = UnlimitedOcrForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+    _spread(model)
+    return model
+
+
+@torch.no_grad()
+def _spread(model: nn.Module) -> None:
+    """Draw matrices with deviation 1/sqrt(inputs), halved where they feed the residual stream.
+
+    transformers' 0.02 suits widths of a thousand; at 64 and 128 it makes training start slowly.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", "bias")) or "norm" in name or parameter.ndim < 2:
+            continue
+        if "embed" in name and "patch_embed" not in name:
+            continue
+        inputs = parameter.shape[-1] if parameter.ndim <= 3 else parameter[0].numel()
+        residual = any(
+            part in name for part in ("down_proj", "o_proj", "out_proj", "fc2", "lin2", "attn.proj")
+        )
+        if "rel_pos" not in name and "lm_head" not in name and "gate.weight" not in name:
+            parameter.normal_(std=inputs**-0.5 * (0.5 if residual else 1.0))
 
 
 def published_weights(
     model: UnlimitedOcrForConditionalGeneration, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Return the weights under DeepSeek-OCR's key names, cast to `dtype`, with the unused patch embedding as zeros."""
+    """Return the weights under DeepSeek-OCR's key names, cast; the unused patch embedding is zeros."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         weights = load_file(Path(scratch) / "model.safetensors")
@@ -58,7 +83,7 @@ def save_checkpoint(
 def load_checkpoint(
     directory: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[UnlimitedOcrForConditionalGeneration, Tokenizer]:
-    """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; return the model and its tokenizer."""
+    """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     published = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = transformers_config(published, tokenizer.token_to_id(IMAGE))

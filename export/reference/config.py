@@ -1,4 +1,4 @@
-"""Shapes of the reference checkpoint, and DeepSeek-OCR's config.json turned into transformers' configuration."""
+"""Shapes of the reference checkpoint; DeepSeek-OCR's config.json as transformers' configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAM = {
     "downsample_channels": [128, 128],
     "out_chans": 64,
 }
-"""Published: 768 wide, 12 blocks, 12 heads, global in 2, 5, 8, 11, neck of 256 channels (not written there; 256 if absent)."""
+"""Published: 768 wide, 12 blocks, 12 heads, global in 2, 5, 8, 11; `out_chans` is absent there and means 256."""
 
 CLIP = {"width": 128, "layers": 3, "heads": 4, "image_size": 224, "patch_size": 14}
 """Published: 1024 wide, 24 layers, 16 heads. The last of `downsample_channels` must equal this width."""
@@ -39,8 +39,17 @@ DECODER = {
 """Published: hidden 1280, 12 layers, 10 heads, dense 6848, experts 64 x 896, top-6, 2 shared."""
 
 
+TEXT_FIELDS = (
+    "bos_token_id", "eos_token_id", "first_k_dense_replace", "hidden_size", "intermediate_size",
+    "max_position_embeddings", "moe_intermediate_size", "n_group", "n_routed_experts", "n_shared_experts",
+    "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "topk_group",
+    "topk_method", "vocab_size",
+)  # fmt: skip
+"""Fields that `language_config` and transformers' text configuration call the same."""
+
+
 def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]:
-    """Build `config.json` of the reference checkpoint with the fields that deepseek-ai/DeepSeek-OCR publishes.
+    """Build the reference checkpoint's `config.json` with the fields that deepseek-ai/DeepSeek-OCR publishes.
 
     `vocab_size` is the tokenizer's; `dtype` is the stored weights' type.
     """
@@ -91,21 +100,17 @@ def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]
 def transformers_config(published: dict[str, Any], image_token_id: int) -> UnlimitedOcrConfig:
     """Turn DeepSeek-OCR's `config.json` into the configuration of transformers' `unlimited_ocr` classes.
 
-    Full attention in every layer makes that model DeepSeek-OCR's; its sliding window is then unused, but may not be None.
-    Absent fields take the values that DeepSeek-OCR's code fixes: neck of 256 channels, both MLPs four times as wide.
+    Full attention in every layer makes that model DeepSeek-OCR's; its sliding window is then unused, but may
+    not be None. Absent fields take what DeepSeek-OCR's code fixes: a neck of 256 channels, MLPs four times as
+    wide as their blocks.
     """
     language = published["language_config"]
     clip = published["vision_config"]["width"]["clip-l-14-224"]
     sam = published["vision_config"]["width"]["sam_vit_b"]
     layers = language["num_hidden_layers"]
-    text_fields = (
-        "bos_token_id eos_token_id first_k_dense_replace hidden_size intermediate_size max_position_embeddings "
-        "moe_intermediate_size n_group n_routed_experts n_shared_experts num_attention_heads num_experts_per_tok "
-        "num_hidden_layers num_key_value_heads topk_group topk_method vocab_size"
-    ).split()
     return UnlimitedOcrConfig(
         text_config={
-            **{name: language[name] for name in text_fields},
+            **{name: language[name] for name in TEXT_FIELDS},
             "layer_types": ["full_attention"] * layers,
             "sliding_window": language["max_position_embeddings"],
             "rms_norm_eps": language.get("rms_norm_eps", 1e-6),

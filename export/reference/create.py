@@ -1,4 +1,4 @@
-"""Writes a randomly initialised checkpoint of the reference architecture: `python -m export.reference.create OUT --seed 0`."""
+"""Writes the reference architecture with random weights: `python -m export.reference.create OUT --seed 0`."""
 
 from __future__ import annotations
 

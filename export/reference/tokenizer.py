@@ -1,4 +1,4 @@
-"""The reference checkpoint's tokenizer: one token a byte, and DeepSeek-OCR's special tokens by their published names."""
+"""The reference checkpoint's tokenizer: one token a byte, and DeepSeek-OCR's special tokens."""
 
 from __future__ import annotations
 

@@ -1,0 +1,126 @@
+"""The reference model's losses: next token, characters in each visual token, where to look, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+    UnlimitedOcrForConditionalGeneration,
+    apply_rotary_pos_emb,
+)
+
+from export.reference.batches import Batch
+from export.reference.targets import NOWHERE, SLOTS
+from export.reference.text import CHARACTERS
+
+BLANK_WEIGHT = 0.05
+GUIDED_LAYER, GUIDED_HEAD = 2, 0
+
+
+class Trainee(nn.Module):
+    """The model, a classifier of slots, and one attention head that is told where to look."""
+
+    def __init__(self, model: UnlimitedOcrForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        hidden = model.config.text_config.hidden_size
+        self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
+        self._caught: dict[str, torch.Tensor] = {}
+        attention = model.model.language_model.layers[GUIDED_LAYER].self_attn
+        attention.q_proj.register_forward_hook(self._catch("q"))
+        attention.k_proj.register_forward_hook(self._catch("k"))
+        weight = torch.ones(len(CHARACTERS))
+        weight[0] = BLANK_WEIGHT
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def _catch(self, name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            self._caught[name] = output
+
+        return hook
+
+    def visual_tokens(self, batch: Batch) -> torch.Tensor:
+        """Encode the batch's pages: float32 (B, V, hidden), newlines and separator in place."""
+        tiles, grid = {}, batch.view.tiles
+        count = len(batch.pixels)
+        if batch.tile_pixels is not None and grid is not None:
+            tiles = {
+                "pixel_values_local": as_input(batch.tile_pixels),
+                "num_local_patches": [grid[0] * grid[1]] * count,
+                "patches_grid": [list(grid)] * count,
+            }
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen):
+            features = self.model.model.get_image_features(as_input(batch.pixels), **tiles, return_dict=True)
+        return torch.stack(features.pooler_output)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
+        visual = self.visual_tokens(batch)
+        count, length = batch.answers.shape
+        language = self.model.model.language_model
+        embed = language.embed_tokens
+        start = embed(torch.zeros(count, 1, dtype=torch.long))
+        prompt = embed(batch.prompt).expand(count, -1, -1)
+        sequence = torch.cat([start, visual, prompt, embed(batch.answers[:, :-1])], dim=1)
+        hidden = language(inputs_embeds=sequence, use_cache=False).last_hidden_state[:, -length:]
+        logits = self.model.lm_head(hidden)
+        pad = self.pad_id
+        text = functional.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=pad)
+        with torch.no_grad():
+            known = batch.answers != pad
+            right = (logits.argmax(-1) == batch.answers)[known].float().mean()
+        slots, slots_right, norms = self._slot_losses(visual, batch)
+        return {
+            "text": text, "slots": slots, "looks": self._look_loss(sequence, batch), "norms": norms,
+            "text_right": right, "slots_right": slots_right,
+        }  # fmt: skip
+
+    @property
+    def pad_id(self) -> int:
+        """PAD's id, as published."""
+        return 2
+
+    def _slot_losses(
+        self, visual: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        columns, rows = batch.view.grid
+        content = visual[:, : rows * (columns + 1)].unflatten(1, (rows, columns + 1))[:, :, :columns]
+        written = batch.slots.flatten(3).any(-1)
+        norm = content.norm(dim=-1) / content.shape[-1] ** 0.5
+        norms = torch.where(written, (1.0 - norm).relu(), (norm - 0.5).relu()).square().mean()
+        # Most slots are blank and teach nothing new: classify all slots of written tokens, and a tenth of the others.
+        chosen = written | (torch.rand(written.shape) < 0.1)
+        logits = self.slots(content[chosen]).unflatten(-1, (SLOTS[0] * SLOTS[1], len(CHARACTERS)))
+        classes = batch.slots.flatten(3)[chosen]
+        loss = functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), self.class_weight)
+        with torch.no_grad():
+            printed = classes > 0
+            right = (logits.argmax(-1) == classes)[printed].float().mean()
+        return loss, right, norms
+
+    def _look_loss(self, sequence: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of the guided head's attention against the visual token that holds the next character."""
+        attention = self.model.model.language_model.layers[GUIDED_LAYER].self_attn
+        size = attention.head_dim
+        part = slice(GUIDED_HEAD * size, (GUIDED_HEAD + 1) * size)
+        length, total = batch.looks.shape[1], sequence.shape[1]
+        query = self._caught["q"][:, None, :, part]
+        key = self._caught["k"][:, None, :, part]
+        cos, sin = self.model.model.language_model.rotary_emb(sequence, torch.arange(total)[None])
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        scores = query[:, 0, -length:] @ key[:, 0].transpose(1, 2) * attention.scaling  # (B, L, total)
+        future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)
+        scores = scores.masked_fill(future, float("-inf"))
+        wanted = torch.where(
+            batch.looks == NOWHERE, -100, batch.looks + 1
+        )  # BOS stands before the visual tokens
+        return functional.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+
+
+def as_input(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn grey uint8 (B, S, S) into the encoder's float32 (B, 3, S, S), mean and deviation 0.5."""
+    scaled = pixels.to(torch.float32).div_(127.5).sub_(1.0)
+    return scaled[:, None].expand(-1, 3, -1, -1)

@@ -1,0 +1,67 @@
+"""The reference model's training plan: in order, what pages each stage shows, for how many steps, at what rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.reference.batches import View
+from export.reference.page import Recipe
+
+
+@dataclass(frozen=True)
+class Share:
+    """One kind of batch of a stage and how often it comes."""
+
+    weight: float
+    view: View
+    recipe: Recipe
+    grounded: float = 0.0  # share of its batches that carry the grounding prompt
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training. The rate falls from `rates[0]` to `rates[1]` along half a cosine."""
+
+    name: str
+    steps: int
+    rates: tuple[float, float]
+    shares: tuple[Share, ...]
+    loss_weights: tuple[float, float, float, float] = (1.0, 1.0, 0.3, 0.2)  # text, slots, looks, norms
+    warmup: int = 0
+
+
+LATTICE = Recipe()
+ALIGNED = Recipe(margin=2)
+NUDGED = Recipe(jitter=6)
+PATCHES = Recipe(jitter=63, step=16)
+HALVES = Recipe(jitter=63, step=8)
+SHIFTED = Recipe(jitter=63, margin=2)
+NEAR = Recipe(cell_width=(28, 38), height_ratio=(1.95, 2.2), jitter=63, margin=2)
+
+STAGES = (
+    Stage("lattice", 300, (2e-3, 2e-3), (Share(1.0, View(448, 16), LATTICE),), warmup=100),
+    Stage(
+        "shifted", 400, (2e-3, 2e-3),
+        (
+            Share(0.15, View(448, 16), LATTICE),
+            Share(0.3, View(448, 16), PATCHES),
+            Share(0.2, View(448, 16), NUDGED),
+            Share(0.15, View(448, 16), HALVES),
+            Share(0.1, View(512, 12), PATCHES),
+            Share(0.1, View(448, 16), SHIFTED),
+        ),
+    ),
+    Stage(
+        "mixed", 800, (2e-3, 1.6e-3),
+        (
+            Share(0.10, View(448, 16), PATCHES),
+            Share(0.12, View(448, 16), HALVES),
+            Share(0.06, View(448, 16), NUDGED),
+            Share(0.25, View(448, 16), SHIFTED, grounded=0.1),
+            Share(0.14, View(512, 12, padded=0.2), SHIFTED, grounded=0.2),
+            Share(0.12, View(640, 8, padded=0.2), SHIFTED, grounded=0.2),
+            Share(0.07, View(640, 8), ALIGNED, grounded=0.2),
+            Share(0.14, View(1024, 3, frozen=True), ALIGNED, grounded=0.2),
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,86 @@
+"""What training compares with: the answer's tokens, where each stands, the characters in each visual token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from export.reference.config import BLOCK
+from export.reference.page import Page
+from export.reference.tokenizer import EOS
+
+FREE = "<image>\nFree OCR."
+GROUNDED = "<image>\n<|grounding|>Convert the document to markdown."
+SLOTS = (2, 4)
+"""Most lines and characters of a line whose centres fall into one token, for cells of at least 16 x 32 pixels."""
+NOWHERE = -1
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Where a page stands in the visual tokens: `columns` x `rows` tokens, the page moved by `offset` pixels."""
+
+    columns: int
+    rows: int
+    offset: tuple[int, int] = (0, 0)
+
+    def cell_tokens(self, page: Page) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the token row of each lattice row and the token column of each lattice column (by their centres)."""
+        (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
+        rows, columns = page.grid.shape
+        token_rows = (self.offset[1] + top + (np.arange(rows) + 0.5) * cell_h) // BLOCK
+        token_columns = (self.offset[0] + left + (np.arange(columns + 1) + 0.5) * cell_w) // BLOCK
+        return token_rows.astype(np.int64), np.minimum(token_columns, self.columns).astype(np.int64)
+
+
+def slot_classes(page: Page, grid: TokenGrid) -> NDArray[np.int64]:
+    """Return the class of the character in each slot of each token: int64 (rows, columns, 2, 4), 0 where blank."""
+    token_rows, token_columns = grid.cell_tokens(page)
+    token_columns = token_columns[:-1]
+    slot_rows = np.arange(len(token_rows)) - np.searchsorted(token_rows, token_rows)
+    slot_columns = np.arange(len(token_columns)) - np.searchsorted(token_columns, token_columns)
+    classes = np.zeros((grid.rows, grid.columns, *SLOTS), np.int64)
+    classes[token_rows[:, None], token_columns, slot_rows[:, None], slot_columns] = page.grid
+    return classes
+
+
+def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the answer's token ids and, for each, the index in the visual sequence of the token to look at.
+
+    The index counts the newlines of the layout; `NOWHERE` for tags and the end.
+    """
+    token_rows, token_columns = grid.cell_tokens(page)
+    token_columns_list, token_rows_list = token_columns.tolist(), token_rows.tolist()
+    newline = 3 + ord("\n")
+    ids: list[int] = []
+    looks: list[int] = []
+
+    def look(row: int, column: int) -> int:
+        return token_rows_list[row] * (grid.columns + 1) + token_columns_list[column]
+
+    boxes = page.boxes() if grounded else []
+    end = 0
+    for number, (block, rows) in enumerate(zip(page.blocks, page.rows, strict=True)):
+        if number:
+            ids += [newline, newline]
+            looks += [look(page.rows[number - 1][-1], end), look(page.rows[number - 1][-1] + 1, page.indent)]
+        if grounded:
+            header = "<|ref|>text<|/ref|><|det|>[[{}, {}, {}, {}]]<|/det|>\n".format(*boxes[number])
+            header_ids = tokenizer.encode(header).ids
+            ids += header_ids
+            looks += [NOWHERE] * len(header_ids)
+        for index, (line, row) in enumerate(zip(block, rows, strict=True)):
+            if index:
+                ids.append(newline)
+                looks.append(look(rows[index - 1], end))
+            for column, character in enumerate(line, page.indent):
+                encoded = character.encode()
+                ids += [3 + byte for byte in encoded]
+                looks += [look(row, column)] * len(encoded)
+            end = page.indent + len(line)
+    ids.append(tokenizer.token_to_id(EOS))
+    looks.append(NOWHERE)
+    return ids, looks

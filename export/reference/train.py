@@ -1,0 +1,185 @@
+"""Trains the reference checkpoint, and resumes: `python -m export.reference.train WORK [--export DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from export.reference.batches import Batch, batches
+from export.reference.checkpoint import new_model, save_checkpoint
+from export.reference.losses import Trainee
+from export.reference.stages import STAGES, Stage
+from export.reference.tokenizer import build_tokenizer
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+REPORT_EVERY = 50
+SAVE_EVERY_SECONDS = 180.0
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Option numbers of mallopt(3)."""
+
+
+def main() -> None:
+    """Parse the arguments and train every stage that is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="folder for the state; an existing state is resumed")
+    parser.add_argument(
+        "--stages", nargs="*", choices=[s.name for s in STAGES], help="default: all, in order"
+    )
+    parser.add_argument("--export", type=Path, help="write the checkpoint here after the last stage")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    keep_memory()
+    run = Run(arguments.work, arguments.seed)
+    for stage in STAGES:
+        if arguments.stages is None or stage.name in arguments.stages:
+            run.train(stage)
+    if arguments.export:
+        save_checkpoint(run.trainee.model.eval(), arguments.export)
+
+
+class Run:
+    """The trainee, its optimizer and how far each stage has come, kept in one folder as safetensors and JSON."""
+
+    def __init__(self, work: Path, seed: int) -> None:
+        self.work, self.seed = work, seed
+        self.tokenizer = build_tokenizer()
+        # Eager: with a bias that needs gradients, PyTorch's fused attention falls back to slower steps on CPU.
+        model = new_model(seed, {"vision_config": "eager", "text_config": "sdpa"})
+        model.set_experts_implementation("grouped_mm")
+        self.trainee = Trainee(model.train())
+        self.optimizer = make_optimizer(self.trainee)
+        self.done: dict[str, int] = {}
+        self.pages = 0
+        self.stop = False
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        work.mkdir(parents=True, exist_ok=True)
+        if (work / "state.json").exists():
+            self._load()
+
+    def _on_terminate(self, _number: int, _frame: object) -> None:
+        self.stop = True
+
+    def train(self, stage: Stage) -> None:
+        """Go on with `stage` from the step that the state holds, to its end."""
+        stream = stage_batches(stage, self.seed, self.done.get(stage.name, 0), self)
+        saved = reported = time.monotonic()
+        sums: dict[str, list[float]] = defaultdict(list)
+        for step in range(self.done.get(stage.name, 0), stage.steps):
+            rate = rate_at(stage, step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            batch = next(stream)
+            for name, value in self._step(batch, stage).items():
+                sums[name].append(value)
+                if name == "text_right":
+                    sums[f"{batch.view.side}{'x' if batch.view.tiles else ''}"].append(value)
+            self.pages += len(batch.pixels)
+            self.done[stage.name] = step + 1
+            now = time.monotonic()
+            if (step + 1) % REPORT_EVERY == 0:
+                means = " ".join(f"{name} {np.mean(values):.3f}" for name, values in sums.items())
+                print(
+                    f"{stage.name} {step + 1}/{stage.steps} {self.pages} pages rate {rate:.1e} "
+                    f"{(now - reported) / REPORT_EVERY:.2f} s/step {means}", flush=True,
+                )  # fmt: skip
+                reported = now
+                sums.clear()
+            if self.stop or now - saved > SAVE_EVERY_SECONDS:
+                self.save()
+                saved = now
+            if self.stop:
+                raise SystemExit(0)
+        self.save()
+
+    def _step(self, batch: Batch, stage: Stage) -> dict[str, float]:
+        results = self.trainee(batch)
+        losses = [results[name] for name in ("text", "slots", "looks", "norms")]
+        total = torch.stack(losses) @ torch.tensor(stage.loss_weights)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: float(value.detach()) for name, value in results.items()}
+
+    def save(self) -> None:
+        """Write the state, each file whole or not at all."""
+        names = [name for name, _ in self.trainee.named_parameters()]
+        tensors = {f"weight.{name}": p.detach() for name, p in self.trainee.named_parameters()}
+        for name, parameter in zip(names, self.trainee.parameters(), strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        state = {"seed": self.seed, "done": self.done, "pages": self.pages}
+        save_file(tensors, self.work / "state.safetensors.new")
+        (self.work / "state.json.new").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        for name in ("state.safetensors", "state.json"):
+            (self.work / f"{name}.new").replace(self.work / name)
+
+    def _load(self) -> None:
+        state = json.loads((self.work / "state.json").read_text(encoding="utf-8"))
+        self.seed, self.done, self.pages = state["seed"], state["done"], state["pages"]
+        tensors = load_file(self.work / "state.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.trainee.named_parameters():
+                parameter.copy_(tensors[f"weight.{name}"])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                if f"step.{name}" in tensors:
+                    self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in keys}
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed blocks: otherwise a third of a step goes into page faults of fresh activations."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(option, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**28)
+
+
+def make_optimizer(trainee: Trainee) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    matrices = [p for p in trainee.parameters() if p.ndim >= 2]
+    others = [p for p in trainee.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.98), fused=True)
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine."""
+    first, last = stage.rates
+    rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    return rate * min(1.0, (step + 1) / max(1, stage.warmup))
+
+
+def stage_batches(stage: Stage, seed: int, start: int, run: Run) -> Iterator[Batch]:
+    """Yield the stage's batches without end. The draw depends on seed, stage and first step, so no page comes twice."""
+    order = [s.name for s in STAGES].index(stage.name)
+    generator = np.random.default_rng([seed, order, start])
+    weights = np.array([share.weight for share in stage.shares])
+    waiting: list[Iterator[Batch] | None] = [None] * len(stage.shares)
+    while True:
+        kind = int(generator.choice(len(weights), p=weights / weights.sum()))
+        share = stage.shares[kind]
+        batch = next(pool, None) if (pool := waiting[kind]) is not None else None
+        if batch is None:
+            grounded = bool(generator.random() < share.grounded)
+            pool = waiting[kind] = batches(generator, share.view, share.recipe, grounded, run.tokenizer)
+            batch = next(pool)
+        yield batch
+
+
+if __name__ == "__main__":
+    main()
