@@ -21,7 +21,7 @@ from client.settings import ClientSettings
 from client.tags import Box
 
 IMAGES = "images"
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|()\[\]#%]+|\s+")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|()\[\]#%]+|\s+")
 
 
 @contextmanager
