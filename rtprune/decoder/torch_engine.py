@@ -15,6 +15,7 @@ CPUs), logits differ by rounding, and a token can differ where the two best logi
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import math
@@ -141,6 +142,7 @@ class TorchEngine:
         self._decoding: list[_Request] = []
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # PyTorch aborts the process when it ends in the middle of a step
 
     @property
     def info(self) -> EngineInfo:
@@ -190,6 +192,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        atexit.unregister(self.close)
         with self._wake:
             self._closing = True
             self._wake.notify()
