@@ -1,0 +1,76 @@
+"""`python -m export`: a DeepSeek-OCR checkpoint in, everything that Triton loads out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rtprune.errors import OcrError
+from rtprune.modes import MODES
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Turn a DeepSeek-OCR checkpoint into engines for a GPU or a CPU, and verify them.",
+        epilog="Steps: vision (graphs), decoder (weights), build (TensorRT; on the GPU machine), verify "
+        "(compare, then put in use), all. A step whose inputs and settings haven't changed is skipped.",
+    )
+    made.add_argument("--checkpoint", type=Path, required=True, help="folder of the Hugging Face snapshot")
+    made.add_argument("--target", default="cpu", help="cpu or gpu")
+    made.add_argument("--modes", default=",".join(MODES), help="modes to serve, by comma")
+    made.add_argument("--output", type=Path, default=Path("engines"), help="engines folder to write")
+    made.add_argument("--vision-precision", help="cpu: fp32; gpu: fp16 (default) or bf16")
+    made.add_argument(
+        "--decoder-precision",
+        help="cpu: fp32, bf16 or auto (default: fp32 up to 2 GB); gpu: bf16 (default), fp16 or int8",
+    )
+    made.add_argument(
+        "--vision-max-batch", type=int, default=8, help="images that a TensorRT plan takes at once"
+    )
+    made.add_argument("step", choices=("vision", "decoder", "build", "verify", "all"))
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one step; returns the exit status: 0, 1 with one sentence, or 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        from export.job import Job
+        from export.pipeline import only_one, run
+
+        job = Job.of(
+            checkpoint=options.checkpoint,
+            target=options.target,
+            modes=options.modes,
+            output=options.output,
+            vision_precision=options.vision_precision,
+            decoder_precision=options.decoder_precision,
+            vision_max_batch=options.vision_max_batch,
+        )
+        with only_one(job):
+            run(job, options.step)
+    except OcrError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(
+            f"The export failed: {error.strerror or error}{where}. The engines in use are as they were."
+        )
+    except KeyboardInterrupt:
+        _fail("Interrupted. Finished steps are kept, and the engines in use are as they were.")
+        return INTERRUPTED
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What one export was asked for, checked before anything is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rtprune.errors import InvalidInput
+from rtprune.modes import MODES
+
+Target = Literal["cpu", "gpu"]
+TARGETS: tuple[Target, ...] = ("cpu", "gpu")
+VISION_PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32",), "gpu": ("fp16", "bf16")}
+DECODER_PRECISIONS: dict[str, tuple[str, ...]] = {
+    "cpu": ("auto", "fp32", "bf16"),
+    "gpu": ("bf16", "fp16", "int8"),
+}
+"""The first of each is the default. auto: FP32 up to AUTO_FP32_BYTES, else BF16."""
+AUTO_FP32_BYTES = 2 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An export. `output`: the engines folder; `staging` and `previous` lie beside it.
+
+    vision_max_batch: images that a TensorRT plan takes at once.
+    """
+
+    checkpoint: Path
+    target: Target
+    modes: tuple[str, ...]
+    output: Path
+    vision_precision: str
+    decoder_precision: str
+    vision_max_batch: int = 8
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        checkpoint: Path,
+        target: str,
+        modes: str,
+        output: Path,
+        vision_precision: str | None = None,
+        decoder_precision: str | None = None,
+        vision_max_batch: int = 8,
+    ) -> Job:
+        """Check what a user asked for. Raises InvalidInput with what would be right."""
+        if target not in TARGETS:
+            raise InvalidInput(f"There is no target {target!r}; there are {' and '.join(TARGETS)}.")
+        if vision_max_batch < 1:
+            raise InvalidInput(f"A vision batch needs at least 1 image, not {vision_max_batch}.")
+        output = Path(os.path.abspath(output))
+        if output.exists() and not output.is_dir():
+            raise InvalidInput(f"{output} is a file; the engines need a folder.")
+        if output.is_mount() or output == output.parent:
+            raise InvalidInput(
+                f"{output} is a mount point and can't be replaced in one go; name a folder in it."
+            )
+        return cls(
+            checkpoint=checkpoint.absolute(),
+            target="cpu" if target == "cpu" else "gpu",
+            modes=parse_modes(modes),
+            output=output,
+            vision_precision=_choice("vision", vision_precision, VISION_PRECISIONS[target], target),
+            decoder_precision=_choice("decoder", decoder_precision, DECODER_PRECISIONS[target], target),
+            vision_max_batch=vision_max_batch,
+        )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Input sides in pixels that the modes need, ascending."""
+        return tuple(sorted({side for mode in self.modes for side in MODES[mode].sides}))
+
+    @property
+    def staging(self) -> Path:
+        """Where the steps write until everything is verified."""
+        return self.output.with_name(self.output.name + ".staging")
+
+    @property
+    def previous(self) -> Path:
+        """Where the engines before these are kept."""
+        return self.output.with_name(self.output.name + ".previous")
+
+    @property
+    def lock(self) -> Path:
+        """File that one export at a time holds."""
+        return self.output.with_name(self.output.name + ".lock")
+
+
+def parse_modes(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of modes, in MODES' order. Raises InvalidInput for one that doesn't exist."""
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    for name in named:
+        if name not in MODES:
+            raise InvalidInput(f"There is no mode {name!r}; there are {', '.join(MODES)}.")
+    if not named:
+        raise InvalidInput(f"No mode was named; there are {', '.join(MODES)}.")
+    return tuple(name for name in MODES if name in named)
+
+
+def _choice(part: str, asked: str | None, allowed: Sequence[str], target: str) -> str:
+    if asked is None:
+        return allowed[0]
+    if asked not in allowed:
+        raise InvalidInput(
+            f"The {part} can't be exported as {asked!r} for target {target}; possible: {', '.join(allowed)}."
+        )
+    return asked

@@ -1,0 +1,177 @@
+"""Runs a step only when its inputs or settings have changed, and lets what it wrote appear all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from export.job import Job
+from export.progress import Stopwatch, say
+from export.sources import Sources
+from rtprune.manifest import FileEntry, sha256_of
+
+NOTE = "step.json"
+
+
+class Step(Protocol):
+    """One part of the engines folder: a folder of its own, and what it depends on."""
+
+    folder: str
+    keeps_partial: bool
+    """Whether an interrupted run's files are of use to the next, because the step knows which are whole."""
+
+    def title(self, job: Job) -> str:
+        """What the user reads while it runs."""
+        ...
+
+    def key(self, job: Job, sources: Sources) -> dict[str, Any]:
+        """Everything that what it writes depends on."""
+        ...
+
+    def bytes_needed(self, job: Job, sources: Sources) -> int:
+        """Disk space that it takes."""
+        ...
+
+    def run(self, job: Job, sources: Sources, out: Path) -> dict[str, Any]:
+        """Write its files into the folder `out`; returns facts for the manifest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step whose files are all there."""
+
+    key: str
+    facts: dict[str, Any]
+    files: tuple[FileEntry, ...]
+    """Paths relative to the engines folder."""
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of a file of the step by its name."""
+        return next(entry for entry in self.files if entry.path.endswith(f"/{name}"))
+
+
+def digest(key: dict[str, Any]) -> str:
+    """SHA-256 of a key, whatever the order of its parts."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def code_and_versions(modules: tuple[str, ...], packages: tuple[str, ...]) -> dict[str, str]:
+    """What of the programs themselves decides a step's files: source files of export, versions of packages."""
+    here = Path(__file__).parent
+    parts = {module: sha256_of(here / module) for module in modules}
+    return parts | {package: installed(package) for package in packages}
+
+
+def installed(package: str) -> str:
+    """A package's version, or "none"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def read_done(root: Path, folder: str, key: str | None = None) -> Done | None:
+    """What a step left in `root`/`folder`, if it is whole and (where one is given) has this key."""
+    try:
+        note = json.loads((root / folder / NOTE).read_text(encoding="utf-8"))
+        done = Done(note["key"], note["facts"], tuple(FileEntry.model_validate(f) for f in note["files"]))
+        whole = all((root / entry.path).stat().st_size == entry.bytes for entry in done.files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return done if whole and key in (None, done.key) else None
+
+
+def run_step(step: Step, job: Job, sources: Sources) -> Done:
+    """Do a step, or take what an earlier run of the same key left in staging or in the engines in use.
+
+    Files are written to `<folder>.partial` and appear under their own name when they are whole and on disk.
+    """
+    key = digest(step.key(job, sources))
+    watch = Stopwatch()
+    found = read_done(job.staging, step.folder, key)
+    if found:
+        say(f"{step.title(job)}: up to date")
+        return found
+    target, partial = job.staging / step.folder, job.staging / f"{step.folder}.partial"
+    if read_done(job.output, step.folder, key):
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(job.output / step.folder, partial, copy_function=link_or_copy)
+        return _appear(partial, target, job, step.folder, f"{step.title(job)}: up to date", key)
+    if not step.keeps_partial:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        facts = step.run(job, sources, partial)
+        _write_note(partial, step.folder, key, facts)
+    except BaseException:
+        if not step.keeps_partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    done = _appear(partial, target, job, step.folder, "", key)
+    say(f"{step.title(job)}: {sum(f.bytes for f in done.files) / 1e6:,.1f} MB in {watch}")
+    return done
+
+
+def _appear(partial: Path, target: Path, job: Job, folder: str, line: str, key: str) -> Done:
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    sync_folder(target.parent)
+    if line:
+        say(line)
+    done = read_done(job.staging, folder, key)
+    if done is None:
+        raise OSError(f"{target} changed while it was written")
+    return done
+
+
+def _write_note(partial: Path, folder: str, key: str, facts: dict[str, Any]) -> None:
+    files = []
+    for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != partial / NOTE):
+        sync_file(path)
+        relative = path.relative_to(partial).as_posix()
+        entry = FileEntry(path=f"{folder}/{relative}", sha256=sha256_of(path), bytes=path.stat().st_size)
+        files.append(entry.model_dump())
+    write_json(partial / NOTE, {"key": key, "facts": facts, "files": files})
+
+
+def link_or_copy(source: str, target: str) -> str:
+    """A second name for a file, or a copy where the disk has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that `path` holds all of it or what it held before."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def sync_file(path: Path) -> None:
+    """Have a file's content on the disk, so that no crash leaves it shorter than its note says."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Have a folder's names on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

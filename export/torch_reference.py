@@ -1,0 +1,68 @@
+"""What the exports are compared with: transformers' `unlimited_ocr` classes on the checkpoint's weights, in FP32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.checkpoint import Checkpoint
+from export.family import NEWLINE, SEPARATOR, VISION_PREFIXES, transformers_config
+from rtprune.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrModel
+
+
+def load_vision(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrModel:
+    """Both encoders, the projector, newline and separator; the decoder is left out.
+
+    Raises InvalidInput when transformers finds a weight of them missing.
+    """
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrModel
+    from transformers.utils import logging
+
+    config = transformers_config(checkpoint.architecture, image_token_id)
+    text = config.text_config
+    text.num_hidden_layers, text.layer_types, text.mlp_layer_types, text.vocab_size = 0, [], [], 1
+    wanted = (*VISION_PREFIXES, NEWLINE, SEPARATOR, "model.norm.")
+    weights = {name: checkpoint.read(name) for name in checkpoint.keys() if name.startswith(wanted)}  # noqa: SIM118
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, loaded = UnlimitedOcrModel.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    missing = set(loaded["missing_keys"]) - {"language_model.embed_tokens.weight"}
+    if missing:
+        raise InvalidInput(f"transformers finds no weight for {min(missing)} in {checkpoint.folder}.")
+    return model.eval()
+
+
+@torch.no_grad()
+def content_tokens(model: UnlimitedOcrModel, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Encode uint8 (B, side, side, 3) to float32 (B, (side / 64)^2, hidden), one image at a time to spare memory."""
+    tokens = []
+    for image in images:
+        pixels = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+        tokens.append(model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)[0].numpy())
+    return np.stack(tokens)
+
+
+def test_images(side: int, count: int) -> NDArray[np.uint8]:
+    """Images for a comparison, uint8 (count, side, side, 3): lines like text on white paper, then noise, in turn."""
+    random = np.random.default_rng(side)
+    images = random.integers(0, 256, (count, side, side, 3), np.uint8)
+    for image in images[::2]:
+        image[:] = 255
+        for top in range(side // 16, side - 16, max(side // 24, 8)):
+            for left in range(side // 16, side - 16, 8):
+                if random.random() < 0.7:
+                    image[top : top + 6, left : left + 6] = random.integers(0, 128)
+    return images

@@ -1,0 +1,128 @@
+"""Proves on the CPU that what was written computes what the checkpoint does, before it may replace the engines in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.family import DECODER_PREFIXES, NEWLINE, SEPARATOR, VISION_PREFIXES
+from export.job import Job
+from export.progress import bar, say
+from export.sources import Sources
+from rtprune.decoder.special_tokens import IMAGE
+from rtprune.errors import EngineError
+from rtprune.manifest import Manifest, VisionEntry
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2}
+"""Largest relative error by precision; BF16 rounds 8 times as coarsely as FP16."""
+BATCHES = (1, 3)
+CODE = ("verify.py", "torch_reference.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison: its relative error and the limit that it had to stay under."""
+
+    name: str
+    error: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: relative error {self.error:.1e}, below {self.limit:.0e}"
+
+
+def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest, over images (axis 0), of ||found - expected|| / ||expected||; infinite for values not finite."""
+    axes = tuple(range(1, expected.ndim))
+    difference = np.sqrt(np.square(found.astype(np.float64) - expected).sum(axis=axes))
+    size = np.sqrt(np.square(expected.astype(np.float64)).sum(axis=axes))
+    worst = float(np.max(difference / size))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def memory_needed(job: Job, sources: Sources) -> int:
+    """Bytes that the comparison takes: both models, and PyTorch's scores of one global attention, held four times."""
+    sam = sources.checkpoint.architecture.vision.width.sam
+    positions = (max(job.sides) // 16) ** 2
+    scores = 4 * sam.heads * positions * positions
+    return 2 * 4 * sources.checkpoint.parameters(*VISION_PREFIXES) + 4 * scores + 500_000_000
+
+
+def verify_cpu(folder: Path, job: Job, sources: Sources) -> list[dict[str, Any]]:
+    """Compare the engines in `folder` with the checkpoint; returns the checks for the report.
+
+    Raises:
+        EngineError: a file has changed, an error is above its limit, or a weight differs.
+    """
+    manifest = Manifest.load(folder)
+    manifest.verify_hashes()
+    checks = []
+    for check in (
+        *_vision(manifest, sources),
+        _layout_tokens(manifest, sources),
+        _decoder(manifest, sources),
+    ):
+        if not check.error < check.limit:
+            raise EngineError(
+                f"{check.name}: the relative error is {check.error:.1e}, and it must stay below {check.limit:.0e}."
+            )
+        say(f"verified {check}")
+        checks.append(asdict(check))
+    return checks
+
+
+def _vision(manifest: Manifest, sources: Sources) -> Iterator[Check]:
+    from export.torch_reference import load_vision, test_images
+
+    model = load_vision(sources.checkpoint, sources.special_tokens[IMAGE])
+    with bar("vision against PyTorch", len(manifest.vision), "size") as shown:
+        for entry in manifest.vision:
+            images = test_images(entry.side, max(BATCHES))
+            error = compare_vision(manifest, entry, model, images)
+            shown.update()
+            yield Check(f"vision {entry.side} px, {entry.precision}", error, TOLERANCE[entry.precision])
+
+
+def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: NDArray[np.uint8]) -> float:
+    """The relative error of an entry's graph, in batches of 1 and of all images, against transformers' `model`."""
+    from export.torch_reference import content_tokens
+    from rtprune.vision.engine import INPUT, OUTPUT
+    from rtprune.vision.onnxruntime_engine import new_session
+
+    expected = content_tokens(model, images)
+    session = new_session(manifest.path(entry.file), 0)
+    alone = session.run([OUTPUT], {INPUT: images[:1]})[0]
+    together = session.run([OUTPUT], {INPUT: images})[0]
+    return max(relative_error(alone, expected[:1]), relative_error(together, expected))
+
+
+def _layout_tokens(manifest: Manifest, sources: Sources) -> Check:
+    from rtprune.vision.stage import load_visual_tokens
+
+    found = np.stack(load_visual_tokens(manifest))
+    expected = np.stack([sources.checkpoint.read(name).float().numpy() for name in (NEWLINE, SEPARATOR)])
+    return Check("newline and separator", relative_error(found, expected), TOLERANCE["fp32"])
+
+
+def _decoder(manifest: Manifest, sources: Sources) -> Check:
+    """Every weight of the decoder, read back and compared with the checkpoint's value in the same precision."""
+    import torch
+
+    from rtprune.decoder.torch_weights import WeightFiles
+
+    checkpoint, entry = sources.checkpoint, manifest.decoder
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[entry.precision]
+    files = WeightFiles(manifest.folder / entry.folder)
+    names = [name for name in checkpoint.keys() if name.startswith(DECODER_PREFIXES)]  # noqa: SIM118
+    with bar("decoder weights", len(names), "tensor") as shown:
+        for name in names:
+            written = files.get(name, checkpoint.shape(name), dtype)
+            if not torch.equal(written, checkpoint.read(name).to(dtype)):
+                raise EngineError(f"The decoder's weight {name} differs from the checkpoint's.")
+            shown.update()
+    return Check(f"{len(names)} decoder weights, {entry.precision}", 0.0, TOLERANCE[entry.precision])
