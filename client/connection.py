@@ -24,7 +24,7 @@ _SCHEMES = {"grpc": (False, False), "grpcs": (False, True), "http": (True, False
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]@?#]+)(?::(?P<port>[0-9]{1,5}))?/?")
 
-_SPELLED = re.compile(r"(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): ")
+_SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(?:(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): )?")
 
 # HTTP has fewer words than gRPC: Triton answers 400 to every request that it finds wrong.
 _STATUSES: dict[str, type[ClientError]] = {
@@ -151,14 +151,15 @@ def triton_error(error: Any, target: Target) -> ClientError:
     """The same, from an InferenceServerException or a gRPC error.
 
     An error on a stream has no status: our server spells it out before the sentence. (Triton could close
-    the stream with the status, if asked with a `triton_grpc_error` header; 24.10 crashes on that.)
+    the stream with the status, if asked with a `triton_grpc_error` header; 24.10 crashes on that.) Where
+    there is a status, the spelled one and the names of the ensembles are taken off the sentence too.
     """
     if callable(getattr(error, "message", None)):
-        message, status = error.message() or "", error.status()
-        spelled = _SPELLED.match(message) if status is None else None
+        message = error.message() or ""
+        spelled = _SPELLED.match(message)
         if spelled is not None:
-            message, status = message[spelled.end() :], spelled[1]
-        return to_client_error(message, status, target)
+            message = message[spelled.end() :]
+        return to_client_error(message, error.status() or (spelled and spelled[1]), target)
     if callable(getattr(error, "details", None)):
         return to_client_error(error.details(), str(error.code()), target)
     return to_client_error(str(error), None, target)

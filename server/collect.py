@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,15 @@ from server.backend import Array
 
 ANSWER = ("TEXT", "FINISH_REASON", "TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
 PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK")
+
+
+# The error's own code is INTERNAL whatever the model gave, so its status is read from the message.
+_SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): ")
+_KINDS: dict[str, type[OcrError]] = {
+    "INVALID_ARGUMENT": InvalidInput,
+    "UNAVAILABLE": Unavailable,
+    "INTERNAL": EngineError,
+}
 
 
 def call(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:
@@ -51,9 +61,8 @@ def _request(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], 
 def _check(answered: Any) -> None:
     if not answered.has_error():
         return
-    error = answered.error()
-    kinds: dict[int, type[OcrError]] = {
-        pb_utils.TritonError.INVALID_ARG: InvalidInput,
-        pb_utils.TritonError.UNAVAILABLE: Unavailable,
-    }
-    raise kinds.get(error.code(), EngineError)(error.message())
+    message = answered.error().message()
+    spelled = _SPELLED.match(message)
+    if spelled is None:
+        raise EngineError(message)
+    raise _KINDS[spelled[1]](message[spelled.end() :])

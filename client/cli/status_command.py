@@ -130,11 +130,11 @@ def _text(status: Status) -> str:
         return "\n".join([*lines, f"numbers   {status.metrics_error}"]) + "\n"
     numbers = status.numbers
     lines.append(f"modes     {', '.join(status.modes) or 'not said'}")
-    if "running" in numbers:
+    if numbers.get("kv_tokens_total"):
         total = numbers.get("kv_tokens_total", 0)
         memory = f", {numbers.get('kv_tokens_used', 0) / total:.0%} of KV memory in use" if total else ""
         lines.append(
-            f"now       {numbers['running']:.0f} pages decoding, {numbers.get('waiting', 0):.0f} waiting{memory}"
+            f"now       {numbers.get('running', 0):.0f} pages decoding, {numbers.get('waiting', 0):.0f} waiting{memory}"
         )
     if "gpu_utilization" in numbers:
         used = numbers.get("gpu_memory_used_bytes", 0) / 2**30

@@ -79,6 +79,13 @@ def test_headers_cannot_smuggle(headers: dict[str, str]) -> None:
         ("oh", "500", ServerFailed, ExitCode.SERVER),
         ("INVALID_ARGUMENT: bad image", None, InvalidRequest, ExitCode.INPUT),
         ("UNAVAILABLE: busy", None, ServerUnavailable, ExitCode.UNAVAILABLE),
+        (
+            "in ensemble 'a', in ensemble 'b', INVALID_ARGUMENT: bad image",
+            "400",
+            InvalidRequest,
+            ExitCode.INPUT,
+        ),
+        ("in ensemble 'a', UNAVAILABLE: busy", None, ServerUnavailable, ExitCode.UNAVAILABLE),
         ("INTERNAL: oh", None, ServerFailed, ExitCode.SERVER),
         ("a stream's error without a status", None, ServerFailed, ExitCode.SERVER),
         ("Request for unknown model: 'x' is not found", None, ServerUnavailable, ExitCode.UNAVAILABLE),
@@ -94,6 +101,7 @@ def test_statuses_become_errors(
     assert error.exit_code == code
     assert "\n" not in str(error)
     assert "INVALID_ARGUMENT" not in str(error)
+    assert "ensemble" not in str(error)
 
 
 @pytest.mark.parametrize(
