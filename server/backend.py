@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from rtprune.errors import InvalidInput, OcrError, Unavailable
+from rtprune.settings import settings
 
 Array = NDArray[Any]
+LEVELS = ("debug", "info", "warning", "error")
 
 
 def array(request: Any, name: str) -> Array | None:
@@ -55,11 +59,11 @@ def internal_error(sentence: str) -> Any:
     return error_response(sentence, pb_utils.TritonError.INTERNAL)
 
 
-def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = False) -> Any:
+def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = True) -> Any:
     """The answer to a request that failed: one sentence and a status; a traceback only for our own bugs.
 
-    `spelled` puts the status before the sentence as well ("UNAVAILABLE: ..."), for gRPC streams: Triton
-    sends their errors without a status.
+    `spelled` puts the status before the sentence as well ("UNAVAILABLE: ..."): Triton sends errors on gRPC
+    streams without a status, and every error that a model gets from another model as INTERNAL.
     """
     status, code = "INTERNAL", pb_utils.TritonError.INTERNAL
     if isinstance(error, OcrError):
@@ -76,9 +80,13 @@ def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = Fa
 
 
 def log(event: str, stage: str, request_id: str, level: str = "info", **facts: Any) -> None:
-    """One structured line, never with image bytes or page text."""
-    line = json.dumps({"event": event, "stage": stage, "id": request_id, **facts}, ensure_ascii=False)
-    getattr(pb_utils.Logger, f"log_{level}")(line)
+    """One line of JSON on standard error, which is the server's log; never with image bytes or page text."""
+    if LEVELS.index(level) < LEVELS.index(settings().log_level):
+        return
+    time_of_day = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = {"time": time_of_day, "level": level, "event": event, "stage": stage, "id": request_id, **facts}
+    # One write, so that lines of several processes do not mix.
+    os.write(2, (json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
 def answer(
@@ -141,7 +149,7 @@ def send(sender: Any, answer: Any) -> None:
     try:
         sender.send(answer)
     except pb_utils.TritonModelException as error:
-        log("not sent", "decoder", "", level="warn", error=str(error))
+        log("not sent", "decoder", "", level="warning", error=str(error))
 
 
 def finish(sender: Any, answer: Any) -> None:
@@ -149,4 +157,4 @@ def finish(sender: Any, answer: Any) -> None:
     try:
         sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except pb_utils.TritonModelException as error:
-        log("not sent", "decoder", "", level="warn", error=str(error))
+        log("not sent", "decoder", "", level="warning", error=str(error))

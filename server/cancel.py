@@ -35,7 +35,7 @@ class CancelWatch:
             self._open[ticket] = is_cancelled
 
     def remove(self, ticket: str) -> None:
-        """Forget a stream that has ended."""
+        """Forget a stream; from here on it isn't asked. To be called before its last response is sent."""
         with self._lock:
             self._open.pop(ticket, None)
             self._gone.discard(ticket)
@@ -51,12 +51,13 @@ class CancelWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_seconds):
-            with self._lock:
-                streams = list(self._open.items())
-            for ticket, ask in streams:
-                if ask():
-                    with self._lock:
-                        if ticket in self._open:
-                            self._gone.add(ticket)
+            for ticket in list(self._open):
+                # Under the lock: Triton crashes when a stream is asked after its last response.
+                with self._lock:
+                    ask = self._open.get(ticket)
+                    gone = ask is not None and ask()
+                    if gone:
+                        self._gone.add(ticket)
+                if gone:
                     # Again every round until the stream ends: the decoder may only now have got the request.
                     self._cancel(ticket)

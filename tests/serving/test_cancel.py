@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.serving import calls, metrics
 from tests.serving.running import ROOT, RunningServer
@@ -113,6 +115,12 @@ def test_a_cancel_before_the_decoder_is_kept(ocr_server: RunningServer, endless:
 
 
 def test_the_unary_door_is_bounded_by_its_time_limit(ocr_server: RunningServer, endless: bytes) -> None:
-    answer = calls.unary(ocr_server, endless, **LONG | {"mode": "large", "time_limit": 1.5})
-    assert answer.reason in ("timeout", "stop", "repetition")
-    assert answer.outputs["TIMINGS"][6] < 3.5
+    start = time.monotonic()
+    try:
+        answer = calls.unary(ocr_server, endless, **LONG | {"mode": "large", "time_limit": 1.5})
+    except InferenceServerException as error:  # a slow machine had not come to the decoder by then
+        assert "The time limit of 1.5 s passed" in error.message()
+    else:
+        assert answer.reason in ("timeout", "stop", "repetition")
+        assert answer.outputs["TIMINGS"][6] < 3
+    assert time.monotonic() - start < 30

@@ -1,11 +1,9 @@
 """Generates the text of every page that is admitted, streams it, and takes the control call CANCEL."""
 
-
-from rtprune.manifest import Manifest
-
-from rtprune.decoder.opening import open_service
 from rtprune.decoder.engine import PromptTokens
+from rtprune.decoder.opening import open_service
 from rtprune.decoder.service import GenerationRequest
+from rtprune.manifest import Manifest
 from rtprune.settings import settings
 from server import backend
 from server.decoder_metrics import DecoderMetrics

@@ -19,7 +19,7 @@ def cancel(ticket):
     try:
         list(collect.stream("decoder", {"CANCEL": backend.text(ticket)}, ("FINISH_REASON",), ticket))
     except OcrError as error:
-        backend.log("cancel failed", "stream", ticket, level="warn", error=str(error))
+        backend.log("cancel failed", "stream", ticket, level="warning", error=str(error))
 
 
 class TritonPythonModel:
@@ -35,7 +35,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             if self.watch.under_way >= self.limit:
                 error = Unavailable(f"The server is busy: {self.limit} pages are under way. Try again later.")
-                self.end(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
+                backend.finish(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
                 continue
             ticket = uuid.uuid4().hex
             self.watch.add(ticket, sender.is_cancelled)
@@ -44,11 +44,12 @@ class TritonPythonModel:
     def serve(self, request, sender, ticket, arrival):
         try:
             self.read(request, sender, ticket, arrival)
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:
-            self.end(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
-        finally:
-            self.watch.remove(ticket)
+            last = {"response": backend.failure(error, "stream", request.request_id(), spelled=True)}
+        else:
+            last = {}
+        self.watch.remove(ticket)
+        sender.send(**last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def read(self, request, sender, ticket, arrival):
         if self.watch.cancelled(ticket):
@@ -64,9 +65,6 @@ class TritonPythonModel:
         for answer in collect.stream("decoder", prompt, collect.ANSWER, request.request_id()):
             if not self.watch.cancelled(ticket):
                 sender.send(pb_utils.InferenceResponse(answer.output_tensors()))
-
-    def end(self, sender, answer):
-        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):
         self.threads.shutdown(wait=True)

@@ -3,16 +3,16 @@
 import time
 
 import numpy as np
+
+from rtprune import TokenLayout, text_density
 from rtprune.decoder.prompt import check_prompt
+from rtprune.errors import InvalidInput
 from rtprune.image import decode
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
-from rtprune.views import make_views
-
-from rtprune import TokenLayout, text_density
-from rtprune.errors import InvalidInput
 from rtprune.request import DEFAULT_PROMPT, check_options
 from rtprune.settings import settings
+from rtprune.views import make_views
 from server import backend
 
 

@@ -3,10 +3,10 @@
 import time
 
 import numpy as np
-from rtprune.decoder.prompt import PromptWriter
-from rtprune.manifest import Manifest
 
 from rtprune import PruneConfig, TokenLayout, prune
+from rtprune.decoder.prompt import PromptWriter
+from rtprune.manifest import Manifest
 from rtprune.settings import settings
 from server import backend
 

@@ -3,10 +3,10 @@
 import time
 
 import numpy as np
-from rtprune.manifest import Manifest
-from rtprune.vision import VisionStage
 
+from rtprune.manifest import Manifest
 from rtprune.settings import settings
+from rtprune.vision import VisionStage
 from server import backend
 
 
@@ -25,7 +25,9 @@ class TritonPythonModel:
             try:
                 clock = backend.required(request, "CLOCK")[0]
                 backend.check_deadline(clock, "vision")
-                view, tiles, grid = (backend.required(request, name)[0] for name in ("GLOBAL_VIEW", "TILES", "GRID"))
+                view, tiles, grid = (
+                    backend.required(request, name)[0] for name in ("GLOBAL_VIEW", "TILES", "GRID")
+                )
                 pages.append((view, tiles, (int(grid[0]), int(grid[1]))))
                 waiting.append((i, clock))
             except Exception as error:
