@@ -121,7 +121,10 @@ class ServerProcess:
 
     def stop(self, drain_seconds: float | None = None) -> int:
         """End the server: SIGTERM, then SIGKILL after the drain limit. Returns its exit status."""
-        process = self._running()
+        process = self._process
+        if process is None:
+            self._clean()
+            return 0
         drain = self.settings.drain_seconds + 2 if drain_seconds is None else drain_seconds
         children = self._children()
         if process.poll() is None:
