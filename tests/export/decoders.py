@@ -56,6 +56,9 @@ class Decoder:
     def read(self, key: str) -> torch.Tensor:
         return self.weights[key]
 
+    def close(self) -> None:
+        """Nothing is mapped."""
+
 
 def make_decoder(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Decoder:
     """A decoder whose weights are exact in `dtype`; its transformers model computes in float32."""
