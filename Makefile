@@ -60,6 +60,10 @@ benchmarks: engines ## measure pruning and decoding on this machine into benchma
 ablation: engines ## character error rate against retention, every strategy
 	$(BIN)/python benchmarks/retention.py
 
+.PHONY: full-size
+full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, about an hour
+	$(BIN)/python -m export.fullsize
+
 .PHONY: figures
 figures: engines ## the README's figures
 	$(BIN)/python benchmarks/figures.py
