@@ -17,6 +17,7 @@ from rtprune.decoder.torch_engine import TorchEngine
 from rtprune.decoder.torch_model import TorchDecoder
 from tests.rtprune.decoder.engine_calls import Ask, start
 from tests.rtprune.decoder.random_weights import write_checkpoint
+from tests.rtprune.decoder.transformers_decoder import TransformersDecoder
 
 CPU = torch.device("cpu")
 REFERENCE: dict[str, Any] = {
@@ -46,67 +47,6 @@ FULL_SIZE: dict[str, Any] = {
     "num_experts_per_tok": 6,
     "max_position_embeddings": 8192,
 }
-
-
-class Reference:
-    """transformers' model with the weights of a decoder checkpoint."""
-
-    def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
-        from safetensors.torch import load_file
-        from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
-
-        tiny_vision = {
-            "sam_config": {
-                "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32,
-                "global_attn_indexes": [0], "downsample_channels": [32, 32], "output_channels": 32,
-            },
-            "encoder_config": {
-                "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2
-            },
-        }  # fmt: skip
-        text = {
-            **config,
-            "layer_types": ["full_attention"] * config["num_hidden_layers"],
-            "sliding_window": config["max_position_embeddings"],
-            "first_k_dense_replace": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        }
-        whole = UnlimitedOcrConfig(text_config=text, vision_config=tiny_vision, image_token_id=2)
-        tensors = load_file(folder / "decoder.safetensors")
-        self.model = UnlimitedOcrForConditionalGeneration.from_pretrained(
-            None, config=whole, state_dict=tensors, dtype=dtype
-        ).eval()
-        self.vocab_size = config["vocab_size"]
-
-    def embed(self, one: Ask) -> torch.Tensor:
-        ids = torch.from_numpy(one.ids.astype(np.int64))
-        embedded = self.model.get_input_embeddings()(ids.clamp(max=self.vocab_size - 1))
-        visual = ids >= self.vocab_size
-        embedded[visual] = torch.from_numpy(one.visual)[ids[visual] - self.vocab_size].to(embedded.dtype)
-        return embedded[None]
-
-    @torch.inference_mode()
-    def generate(self, one: Ask, **options: Any) -> list[int]:
-        embedded = self.embed(one)
-        generated = self.model.generate(
-            inputs_embeds=embedded,
-            attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
-            max_new_tokens=one.max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            **options,
-        )
-        return [int(token) for token in generated[0]]
-
-    @torch.inference_mode()
-    def logits(self, one: Ask, after: list[int], positions: NDArray[np.int64] | None = None) -> torch.Tensor:
-        """Of the prompt's last token and of each token of `after`: (1 + after, vocabulary)."""
-        tail = self.model.get_input_embeddings()(torch.tensor([after], dtype=torch.int64))
-        embedded = torch.cat((self.embed(one), tail), 1)
-        numbers = None if positions is None else torch.from_numpy(positions)[None]
-        logits = self.model(inputs_embeds=embedded, position_ids=numbers).logits
-        return logits[0, len(one.ids) - 1 :].float()
 
 
 @torch.inference_mode()
@@ -152,8 +92,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder, REFERENCE, torch.float32)
+def reference(folder: Path) -> TransformersDecoder:
+    return TransformersDecoder.load(folder, REFERENCE, torch.float32)
 
 
 @pytest.fixture
@@ -163,7 +103,9 @@ def engine(folder: Path) -> Iterator[TorchEngine]:
     engine.close()
 
 
-def test_greedy_output_of_a_mixed_batch_equals_generate(engine: TorchEngine, reference: Reference) -> None:
+def test_greedy_output_of_a_mixed_batch_equals_generate(
+    engine: TorchEngine, reference: TransformersDecoder
+) -> None:
     drawn = np.random.default_rng(5)
     asks = [
         shaped(REFERENCE, n, *(int(drawn.integers(*r)) for r in ((1, 40), (0, 300), (5, 60))))
@@ -182,7 +124,9 @@ def test_greedy_output_of_a_mixed_batch_equals_generate(engine: TorchEngine, ref
     assert [call.tokens() for call in late] == [expected[number] for number in order]
 
 
-def test_the_ngram_rule_equals_the_windowed_processor(engine: TorchEngine, reference: Reference) -> None:
+def test_the_ngram_rule_equals_the_windowed_processor(
+    engine: TorchEngine, reference: TransformersDecoder
+) -> None:
     from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
         UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor,
     )
@@ -196,14 +140,16 @@ def test_the_ngram_rule_equals_the_windowed_processor(engine: TorchEngine, refer
 
 
 @pytest.mark.parametrize("chunk", [16, 100, 512])
-def test_logits_equal_transformers(folder: Path, reference: Reference, chunk: int) -> None:
+def test_logits_equal_transformers(folder: Path, reference: TransformersDecoder, chunk: int) -> None:
     one = shaped(REFERENCE, 7, 27, 273, 1)
     after = [int(token) for token in np.random.default_rng(1).integers(3, 1024, 50)]
     ours = teacher_forced(TorchDecoder(folder, torch.float32, CPU), one, after, chunk)
     torch.testing.assert_close(ours, reference.logits(one, after), atol=1e-4, rtol=0)
 
 
-def test_positions_with_gaps_equal_transformers_position_ids(folder: Path, reference: Reference) -> None:
+def test_positions_with_gaps_equal_transformers_position_ids(
+    folder: Path, reference: TransformersDecoder
+) -> None:
     one = shaped(REFERENCE, 8, 10, 100, 1)
     after = [5, 6, 7, 8]
     drawn = np.sort(np.random.default_rng(2).choice(np.arange(1, 400), 100, replace=False))
@@ -220,7 +166,7 @@ def test_grouped_heads_and_every_kind_of_experts_equal_transformers(tmp_path: Pa
     one = shaped(config, 9, 20, 50, 1)
     after = [9, 8, 7]
     ours = teacher_forced(TorchDecoder(folder, torch.float32, CPU, dense_bytes), one, after, 32)
-    expected = Reference(folder, config, torch.float32).logits(one, after)
+    expected = TransformersDecoder.load(folder, config, torch.float32).logits(one, after)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
@@ -250,11 +196,57 @@ def test_a_row_is_the_same_to_the_bit_however_many_go_together(
             assert torch.equal(step(rows), together[rows])
 
 
+def compare_bf16(folder: Path, config: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Median error of our BF16 logits and of transformers', both against FP32; over the positions whose router
+    margins are above BF16's rounding, the largest difference of the two; the share of the other positions.
+    """
+    one = shaped(config, 4, 27, 273, 1)
+    after = [int(token) for token in np.random.default_rng(6).integers(3, config["vocab_size"], 50)]
+    exact = TransformersDecoder.load(folder, config, torch.float32).logits(one, after)
+    reference = TransformersDecoder.load(folder, config, torch.bfloat16)
+    margins: list[torch.Tensor] = []
+    k = config["num_experts_per_tok"]
+
+    def watch(_module: Any, _inputs: Any, output: Any) -> None:
+        scores = output[0].softmax(-1).topk(k + 1).values[len(one.ids) - 1 :]
+        margins.append((scores[:, k - 1] - scores[:, k]) / scores[:, k])
+
+    for layer in reference.model.model.language_model.layers[1:]:
+        layer.mlp.gate.register_forward_hook(watch)
+    theirs = reference.logits(one, after)
+    clear = torch.stack(margins).amin(0) > 2**-6  # BF16 has 8 bits, and errors add up over the layers
+    ours = teacher_forced(TorchDecoder(folder, torch.bfloat16, CPU), one, after, 256)
+
+    def error(logits: torch.Tensor) -> float:
+        return float((logits - exact).abs().amax(1).median())
+
+    apart = (ours - theirs).abs().amax(1)
+    return error(ours), error(theirs), float(apart[clear].max()), float(1 - clear.float().mean())
+
+
+def test_bf16_is_as_near_to_fp32_as_transformers_bf16(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, seed=1, dtype=torch.bfloat16, **REFERENCE)
+    ours, theirs, apart, left_out = compare_bf16(folder, REFERENCE)
+    print(f"BF16 error {ours:.3f}, transformers' {theirs:.3f}, apart {apart:.3f}, left out {left_out:.0%}")
+    assert ours <= 1.2 * theirs
+    assert apart <= 4 * theirs
+    assert left_out < 0.5
+
+
+@pytest.mark.long
+def test_full_size_shapes_in_bf16_are_as_near_to_fp32_as_transformers(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, seed=3, dtype=torch.bfloat16, **FULL_SIZE)
+    ours, theirs, apart, left_out = compare_bf16(folder, FULL_SIZE)
+    print(f"BF16 error {ours:.3f}, transformers' {theirs:.3f}, apart {apart:.3f}, left out {left_out:.0%}")
+    assert ours <= 1.2 * theirs
+    assert apart <= 4 * theirs
+
+
 @pytest.mark.long
 def test_full_size_shapes_equal_transformers(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, seed=3, **FULL_SIZE)
     one = shaped(FULL_SIZE, 4, 27, 273, 1)
     after = [int(token) for token in np.random.default_rng(6).integers(3, 4096, 50)]
     ours = teacher_forced(TorchDecoder(folder, torch.float32, CPU), one, after, 256)
-    expected = Reference(folder, FULL_SIZE, torch.float32).logits(one, after)
+    expected = TransformersDecoder.load(folder, FULL_SIZE, torch.float32).logits(one, after)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
