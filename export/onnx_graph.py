@@ -64,7 +64,7 @@ class WeightFile:
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's elements as they lie in a file."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 class GraphWriter:

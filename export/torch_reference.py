@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,27 +23,40 @@ def load_vision(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrMode
     Raises InvalidInput when transformers finds a weight of them missing.
     """
     from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrModel
-    from transformers.utils import logging
 
     config = transformers_config(checkpoint.architecture, image_token_id)
-    text = config.text_config
+    text: Any = config.text_config
     text.num_hidden_layers, text.layer_types, text.mlp_layer_types, text.vocab_size = 0, [], [], 1
     wanted = (*VISION_PREFIXES, NEWLINE, SEPARATOR, "model.norm.")
     weights = {name: checkpoint.read(name) for name in checkpoint.keys() if name.startswith(wanted)}  # noqa: SIM118
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, loaded = UnlimitedOcrModel.from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+    model, loaded = quietly(
+        UnlimitedOcrModel.from_pretrained,
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
     missing = set(loaded["missing_keys"]) - {"language_model.embed_tokens.weight"}
     if missing:
         raise InvalidInput(f"transformers finds no weight for {min(missing)} in {checkpoint.folder}.")
-    return model.eval()
+    encoder: UnlimitedOcrModel = model.eval()
+    return encoder
+
+
+def quietly(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call one of transformers' loaders without its bars and its warnings about what isn't loaded."""
+    from transformers.utils import logging
+
+    log: Any = logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        return load(*arguments, **options)
+    finally:
+        log.set_verbosity(verbosity)
+        log.enable_progress_bar()
 
 
 @torch.no_grad()

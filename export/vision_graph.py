@@ -1,8 +1,8 @@
 """Writes DeepSeek-OCR's vision encoder (SAM, CLIP, projector) as an ONNX graph for one input side.
 
 The graph is written node by node instead of being traced: every shape but the batch is a constant in it, no
-node computes one, position tables are baked in, and a half-precision graph says in each cast where it is wider. Source of
-the computation: `deepencoder.py` of DeepSeek-OCR; transformers' `unlimited_ocr` is what tests compare with.
+node computes one, position tables are baked in, and casts say where a half-precision graph computes wider.
+Source of the computation: DeepSeek-OCR's deepencoder.py; transformers' `unlimited_ocr` is what it is compared with.
 """
 
 from __future__ import annotations
@@ -354,13 +354,10 @@ class _VisionWriter:
         return self.g.op("Gemm", x, weight, bias, scope=scope)
 
     def layer_norm(self, x: str, name: str, epsilon: float, scope: str) -> str:
-        x = self.cast(x, torch.float32, scope)
-        weight, bias = (
-            self.made(
-                f"{name}.{kind}@float32", lambda kind=kind: self.tensors.read(f"{name}.{kind}"), torch.float32
-            )  # type: ignore[misc]
-            for kind in ("weight", "bias")
-        )
+        wide = torch.float32
+        x = self.cast(x, wide, scope)
+        weight = self.made(f"{name}.weight@wide", lambda: self.tensors.read(f"{name}.weight"), wide)
+        bias = self.made(f"{name}.bias@wide", lambda: self.tensors.read(f"{name}.bias"), wide)
         x = self.g.op("LayerNormalization", x, weight, bias, scope=scope, axis=-1, epsilon=epsilon)
         return self.cast(x, self.dtype, scope)
 
