@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 from export.reference.config import BLOCK
 from export.reference.page import Page, Recipe, random_page
 from export.reference.targets import FREE, GROUNDED, NOWHERE, TokenGrid, answer, slot_classes
 from export.reference.tokenizer import PAD
+from rtprune.layout import TokenLayout
+from rtprune.modes import TILE_SIDE
 
-TILE = 640
 GREY = 127
+RETENTIONS = (0.6, 1.0)
+"""Shares of content tokens that pruned batches keep; pages of text come out between them when it is dynamic."""
 
 
 @dataclass(frozen=True)
@@ -27,35 +31,48 @@ class View:
     batch: int
     tiles: tuple[int, int] | None = None  # columns, rows of 640 px tiles; `side` is then the global view's
     padded: float = 0.0  # share of pages that are not square and stand between grey bars
+    pruned: float = 0.0  # share of its batches whose visual tokens are pruned
     frozen: bool = False  # leave the encoder out of the gradient: three times quicker on large pages
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Layout of the visual tokens."""
+        side = self.side // BLOCK
+        return TokenLayout((side, side), self.tiles or (0, 0))
 
     @property
     def grid(self) -> tuple[int, int]:
         """Columns and rows of the visual tokens that the text is read from."""
         if self.tiles:
-            return self.tiles[0] * TILE // BLOCK, self.tiles[1] * TILE // BLOCK
+            return self.tiles[0] * TILE_SIDE // BLOCK, self.tiles[1] * TILE_SIDE // BLOCK
         return self.side // BLOCK, self.side // BLOCK
 
 
 @dataclass
-class Batch:
-    """Tensors of a batch of B pages; L is the longest answer."""
+class Reading:
+    """A prompt and its answers for B pages; L is the longest answer."""
 
-    pixels: torch.Tensor  # uint8 (B, side, side), grey
-    tile_pixels: torch.Tensor | None  # uint8 (B * tiles, 640, 640), grey
-    view: View
     prompt: torch.Tensor  # int64 (P,) the tokens between the image and the answer
     answers: torch.Tensor  # int64 (B, L), padded with PAD
     looks: torch.Tensor  # int64 (B, L) index in the visual sequence, or NOWHERE
-    slots: torch.Tensor  # int64 (B, rows, columns, 2, 4)
+    retentions: NDArray[np.float64] | None = None  # (B,) share of content tokens to keep; None = all
 
 
 @dataclass
-class _Sample:
+class Batch:
+    """B pages and how they are read: with one prompt, or, where the encoder costs most, with both."""
+
+    view: View
+    pixels: torch.Tensor  # uint8 (B, side, side), grey
+    tile_pixels: torch.Tensor | None  # uint8 (B * tiles, 640, 640), grey
+    slots: torch.Tensor  # int64 (B, rows, columns, 2, 4)
+    readings: list[Reading]
+
+
+@dataclass(frozen=True)
+class _Placed:
     page: Page
-    offset: tuple[int, int]
-    ids: list[int]
-    looks: list[int]
+    grid: TokenGrid
 
 
 def batches(
@@ -66,62 +83,62 @@ def batches(
     tokenizer: Tokenizer,
     pool: int = 4,
 ) -> Iterator[Batch]:
-    """Yield `pool` batches whose pages are sorted by length, so that little of a batch is padding."""
-    samples = [_sample(generator, view, recipe, grounded, tokenizer) for _ in range(view.batch * pool)]
-    samples.sort(key=lambda sample: len(sample.ids))
+    """Yield `pool` batches whose pages are sorted by length, so that little of a batch is padding.
+
+    Frozen views are read with both prompts, others with the one that `grounded` chooses.
+    """
+    placed = [_place(generator, view, recipe) for _ in range(view.batch * pool)]
+    placed.sort(key=lambda one: len(one.page.text))
     for index in generator.permutation(pool):
-        yield _collate(samples[index * view.batch : (index + 1) * view.batch], view, grounded, tokenizer)
+        part = placed[index * view.batch : (index + 1) * view.batch]
+        pixels, tile_pixels = _draw(part, view)
+        readings = [
+            _reading(generator, part, prompt, view.pruned, tokenizer)
+            for prompt in ([False, True] if view.frozen else [grounded])
+        ]
+        slots = torch.from_numpy(np.stack([slot_classes(one.page, one.grid) for one in part]))
+        yield Batch(view, pixels, tile_pixels, slots, readings)
 
 
-def _sample(
-    generator: np.random.Generator, view: View, recipe: Recipe, grounded: bool, tokenizer: Tokenizer
-) -> _Sample:
+def _place(generator: np.random.Generator, view: View, recipe: Recipe) -> _Placed:
     columns, rows = view.grid
     width, height = columns * BLOCK, rows * BLOCK
     if not view.tiles and generator.random() < view.padded:
         short = int(generator.integers(view.side // 2, view.side))
         width, height = (short, height) if generator.random() < 0.7 else (width, short)
     offset = ((columns * BLOCK - width) // 2, (rows * BLOCK - height) // 2)
-    page = random_page(generator, (width, height), recipe)
-    ids, looks = answer(page, TokenGrid(columns, rows, offset), grounded, tokenizer)
-    return _Sample(page, offset, ids, looks)
+    return _Placed(random_page(generator, (width, height), recipe), TokenGrid(columns, rows, offset))
 
 
-def _collate(samples: list[_Sample], view: View, grounded: bool, tokenizer: Tokenizer) -> Batch:
-    columns, rows = view.grid
-    length = max(len(sample.ids) for sample in samples)
-    answers = torch.full((len(samples), length), tokenizer.token_to_id(PAD))
-    looks = torch.full((len(samples), length), NOWHERE)
-    slots = np.stack([slot_classes(s.page, TokenGrid(columns, rows, s.offset)) for s in samples])
-    pages = np.full((len(samples), rows * BLOCK, columns * BLOCK), GREY, np.uint8)
-    for index, sample in enumerate(samples):
-        answers[index, : len(sample.ids)] = torch.tensor(sample.ids)
-        looks[index, : len(sample.ids)] = torch.tensor(sample.looks)
-        (left, top), (width, height) = sample.offset, sample.page.size
-        pages[index, top : top + height, left : left + width] = sample.page.draw()
+def _reading(
+    generator: np.random.Generator, part: list[_Placed], grounded: bool, pruned: float, tokenizer: Tokenizer
+) -> Reading:
+    pairs = [answer(one.page, one.grid, grounded, tokenizer) for one in part]
+    length = max(len(ids) for ids, _ in pairs)
+    answers = torch.full((len(pairs), length), tokenizer.token_to_id(PAD))
+    looks = torch.full((len(pairs), length), NOWHERE)
+    for index, (ids, where) in enumerate(pairs):
+        answers[index, : len(ids)] = torch.tensor(ids)
+        looks[index, : len(ids)] = torch.tensor(where)
     prompt = tokenizer.encode((GROUNDED if grounded else FREE).removeprefix("<image>")).ids
-    tile_pixels = None
-    if view.tiles:
-        tile_pixels = torch.from_numpy(_cut(pages, view.tiles))
-        pages = np.stack([_fit(page, view.side) for page in pages])
-    return Batch(
-        torch.from_numpy(pages),
-        tile_pixels,
-        view,
-        torch.tensor(prompt),
-        answers,
-        looks,
-        torch.from_numpy(slots),
-    )
+    retentions = generator.uniform(*RETENTIONS, size=len(part)) if generator.random() < pruned else None
+    return Reading(torch.tensor(prompt), answers, looks, retentions)
 
 
-def _cut(pages: NDArray[np.uint8], tiles: tuple[int, int]) -> NDArray[np.uint8]:
-    count, (columns, rows) = len(pages), tiles
-    cut = pages.reshape(count, rows, TILE, columns, TILE).transpose(0, 1, 3, 2, 4)
-    return np.ascontiguousarray(cut).reshape(-1, TILE, TILE)
-
-
-def _fit(page: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps
-
-    return np.asarray(ImageOps.pad(Image.fromarray(page), (side, side), color=GREY))
+def _draw(part: list[_Placed], view: View) -> tuple[torch.Tensor, torch.Tensor | None]:
+    columns, rows = view.grid
+    pages = np.full((len(part), rows * BLOCK, columns * BLOCK), GREY, np.uint8)
+    for index, one in enumerate(part):
+        (left, top), (width, height) = one.grid.offset, one.page.size
+        pages[index, top : top + height, left : left + width] = one.page.draw()
+    if view.tiles is None:
+        return torch.from_numpy(pages), None
+    tile_columns, tile_rows = view.tiles
+    cut = pages.reshape(len(part), tile_rows, TILE_SIDE, tile_columns, TILE_SIDE).transpose(0, 1, 3, 2, 4)
+    tiles = torch.from_numpy(np.ascontiguousarray(cut).reshape(-1, TILE_SIDE, TILE_SIDE))
+    square = (view.side, view.side)
+    fitted = [
+        ImageOps.pad(Image.fromarray(page).convert("RGB"), square, color=(GREY,) * 3).convert("L")
+        for page in pages
+    ]
+    return torch.from_numpy(np.stack([np.asarray(page) for page in fitted])), tiles

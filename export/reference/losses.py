@@ -12,12 +12,16 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     apply_rotary_pos_emb,
 )
 
-from export.reference.batches import Batch
+from export.reference.batches import Batch, Reading
 from export.reference.targets import NOWHERE, SLOTS
 from export.reference.text import CHARACTERS
+from export.reference.thinning import thin
+from rtprune.layout import TokenLayout
 
 BLANK_WEIGHT = 0.05
 GUIDED_LAYER, GUIDED_HEAD = 2, 0
+PAD_ID = 2
+"""As published."""
 
 
 class Trainee(nn.Module):
@@ -59,29 +63,39 @@ class Trainee(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
         visual = self.visual_tokens(batch)
-        count, length = batch.answers.shape
+        results = self._slot_losses(visual, batch)
+        readings = [self._read(visual, batch.view.layout, reading) for reading in batch.readings]
+        means = {name: torch.stack([one[name] for one in readings]).mean() for name in readings[0]}
+        return results | means
+
+    def _read(self, visual: torch.Tensor, layout: TokenLayout, reading: Reading) -> dict[str, torch.Tensor]:
+        count, length = reading.answers.shape
         language = self.model.model.language_model
         embed = language.embed_tokens
+        tokens, looks = visual, reading.looks
+        attend: dict[str, torch.Tensor] = {}
+        if reading.retentions is not None:
+            thinned = thin(visual, layout, reading.retentions)
+            tokens, looks = thinned.tokens, _moved(looks, thinned.places)
+            total = tokens.shape[1] + len(reading.prompt) + length
+            order = torch.arange(total) - thinned.padding[:, None]
+            attend = {"attention_mask": (order >= 0).long(), "position_ids": order.clamp(min=0)}
         start = embed(torch.zeros(count, 1, dtype=torch.long))
-        prompt = embed(batch.prompt).expand(count, -1, -1)
-        sequence = torch.cat([start, visual, prompt, embed(batch.answers[:, :-1])], dim=1)
-        hidden = language(inputs_embeds=sequence, use_cache=False).last_hidden_state[:, -length:]
+        prompt = embed(reading.prompt).expand(count, -1, -1)
+        sequence = torch.cat([start, tokens, prompt, embed(reading.answers[:, :-1])], dim=1)
+        if reading.retentions is not None:
+            sequence = _with_start(sequence, start, thinned.padding)
+        hidden = language(inputs_embeds=sequence, use_cache=False, **attend).last_hidden_state[:, -length:]
         logits = self.model.lm_head(hidden)
-        pad = self.pad_id
-        text = functional.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=pad)
+        text = functional.cross_entropy(logits.flatten(0, 1), reading.answers.flatten(), ignore_index=PAD_ID)
         with torch.no_grad():
-            known = batch.answers != pad
-            right = (logits.argmax(-1) == batch.answers)[known].float().mean()
-        slots, slots_right, norms = self._slot_losses(visual, batch)
+            known = reading.answers != PAD_ID
+            right = (logits.argmax(-1) == reading.answers)[known].float().mean()
         return {
-            "text": text, "slots": slots, "looks": self._look_loss(sequence, batch), "norms": norms,
-            "text_right": right, "slots_right": slots_right,
-        }  # fmt: skip
-
-    @property
-    def pad_id(self) -> int:
-        """PAD's id, as published."""
-        return 2
+            "text": text,
+            "text_right": right,
+            "looks": self._look_loss(sequence, looks, attend.get("position_ids")),
+        }
 
     def _slot_losses(
         self, visual: torch.Tensor, batch: Batch
@@ -99,25 +113,39 @@ class Trainee(nn.Module):
         with torch.no_grad():
             printed = classes > 0
             right = (logits.argmax(-1) == classes)[printed].float().mean()
-        return loss, right, norms
+        return {"slots": loss, "slots_right": right, "norms": norms}
 
-    def _look_loss(self, sequence: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _look_loss(
+        self, sequence: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
+    ) -> torch.Tensor:
         """Cross-entropy of the guided head's attention against the visual token that holds the next character."""
         attention = self.model.model.language_model.layers[GUIDED_LAYER].self_attn
         size = attention.head_dim
         part = slice(GUIDED_HEAD * size, (GUIDED_HEAD + 1) * size)
-        length, total = batch.looks.shape[1], sequence.shape[1]
+        length, total = looks.shape[1], sequence.shape[1]
         query = self._caught["q"][:, None, :, part]
         key = self._caught["k"][:, None, :, part]
-        cos, sin = self.model.model.language_model.rotary_emb(sequence, torch.arange(total)[None])
+        positions = torch.arange(total)[None] if positions is None else positions
+        cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         scores = query[:, 0, -length:] @ key[:, 0].transpose(1, 2) * attention.scaling  # (B, L, total)
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)
         scores = scores.masked_fill(future, float("-inf"))
-        wanted = torch.where(
-            batch.looks == NOWHERE, -100, batch.looks + 1
-        )  # BOS stands before the visual tokens
+        wanted = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
         return functional.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+
+
+def _with_start(sequence: torch.Tensor, start: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """Put BOS right before the first visual token of each page that has padding."""
+    here = torch.zeros(sequence.shape[:2], dtype=torch.bool)
+    here[torch.arange(len(padding)), padding] = True
+    return torch.where(here[..., None], start, sequence)
+
+
+def _moved(looks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Say where the looks' tokens stand after pruning; NOWHERE for those that are gone."""
+    moved = places.gather(1, looks.clamp(min=0))
+    return torch.where(looks == NOWHERE, NOWHERE, moved)
 
 
 def as_input(pixels: torch.Tensor) -> torch.Tensor:

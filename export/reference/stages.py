@@ -41,7 +41,9 @@ NEAR = Recipe(cell_width=(28, 38), height_ratio=(1.95, 2.2), jitter=63, margin=2
 STAGES = (
     Stage("lattice", 300, (2e-3, 2e-3), (Share(1.0, View(448, 16), LATTICE),), warmup=100),
     Stage(
-        "shifted", 400, (2e-3, 2e-3),
+        "shifted",
+        400,
+        (2e-3, 2e-3),
         (
             Share(0.15, View(448, 16), LATTICE),
             Share(0.3, View(448, 16), PATCHES),
@@ -52,7 +54,9 @@ STAGES = (
         ),
     ),
     Stage(
-        "mixed", 800, (2e-3, 1.6e-3),
+        "mixed",
+        400,
+        (2e-3, 1.9e-3),
         (
             Share(0.10, View(448, 16), PATCHES),
             Share(0.12, View(448, 16), HALVES),
@@ -64,4 +68,22 @@ STAGES = (
             Share(0.14, View(1024, 3, frozen=True), ALIGNED, grounded=0.2),
         ),
     ),
-)  # fmt: skip
+    Stage(
+        "broad",
+        1000,
+        (1.9e-3, 1.1e-3),
+        (
+            Share(0.22, View(448, 16), SHIFTED, grounded=0.2),
+            Share(0.08, View(448, 16), NEAR, grounded=0.2),
+            Share(0.16, View(512, 12, padded=0.2), SHIFTED, grounded=0.2),
+            Share(0.06, View(512, 12, padded=0.2), NEAR, grounded=0.2),
+            Share(0.18, View(640, 8, padded=0.2), SHIFTED, grounded=0.2),
+            Share(0.05, View(640, 8), ALIGNED, grounded=0.2),
+            Share(0.08, View(1024, 3, frozen=True), ALIGNED, grounded=0.2),
+            Share(0.08, View(1024, 3, frozen=True, padded=0.3), SHIFTED, grounded=0.2),
+            Share(0.04, View(1280, 2, frozen=True, padded=0.3), SHIFTED, grounded=0.2),
+            Share(0.05, View(1024, 2, tiles=(2, 2), frozen=True), ALIGNED, grounded=0.2),
+        ),
+        loss_weights=(1.0, 1.0, 0.6, 0.2),
+    ),
+)

@@ -1,0 +1,186 @@
+"""Training: targets point at the right tokens, it sees what serving sees, its pruning is the server's, it resumes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from export.reference.batches import Reading, View, batches
+from export.reference.checkpoint import new_model
+from export.reference.config import BLOCK
+from export.reference.evaluate import model_inputs
+from export.reference.losses import Trainee
+from export.reference.page import Recipe, random_page
+from export.reference.stages import STAGES, Share, Stage
+from export.reference.targets import FREE, GROUNDED, NOWHERE, TokenGrid, answer, slot_classes
+from export.reference.text import CHARACTERS
+from export.reference.thinning import thin
+from export.reference.tokenizer import build_tokenizer
+from export.reference.train import Run, rate_at
+from rtprune.layout import TokenLayout
+from rtprune.settings import Settings
+from rtprune.views import make_views
+
+TOKENIZER = build_tokenizer()
+WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3)
+
+
+@pytest.fixture(scope="module")
+def trainee():
+    return Trainee(new_model(1)).eval()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("grounded", [False, True])
+def test_the_answer_is_the_page_and_looks_where_its_characters_are(seed, grounded):
+    page = random_page(np.random.default_rng(seed), (512, 640), WIDE)
+    ids, looks = answer(page, TokenGrid(10, 10, (64, 0)), grounded, TOKENIZER)
+    assert ids[-1] == 1
+    wanted = page.grounded_text() if grounded else page.text
+    assert TOKENIZER.decode(ids[:-1], skip_special_tokens=False) == wanted
+    assert len(ids) == len(looks)
+    cells = iter(
+        (row, column)
+        for block, rows in zip(page.blocks, page.rows, strict=True)
+        for line, row in zip(block, rows, strict=True)
+        for column, character in enumerate(line, page.indent)
+        for _ in character.encode()
+    )
+    (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
+    seen = 0
+    for token, look in zip(ids, looks, strict=True):
+        if look == NOWHERE or token == 3 + ord("\n"):
+            continue
+        row, column = next(cells)
+        token_row, token_column = divmod(look, 11)
+        assert 0 <= 64 + left + (column + 0.5) * cell_w - token_column * BLOCK < BLOCK
+        assert 0 <= top + (row + 0.5) * cell_h - token_row * BLOCK < BLOCK
+        seen += 1
+    assert seen == sum(len(line.encode()) for block in page.blocks for line in block)
+
+
+def test_slots_hold_every_character_of_the_page_once():
+    for seed in range(10):
+        page = random_page(np.random.default_rng(seed), (640, 640), WIDE)
+        classes = slot_classes(page, TokenGrid(10, 10))
+        found = sorted(CHARACTERS[c] for c in classes[classes > 0])
+        assert found == sorted(c for block in page.blocks for line in block for c in line if c != " ")
+
+
+@pytest.mark.parametrize(
+    ("view", "mode"),
+    [(View(512, 1), "tiny"), (View(640, 1), "small"), (View(1024, 1, tiles=(2, 1)), "gundam")],
+)
+@pytest.mark.parametrize("grounded", [False, True])
+def test_training_sees_what_serving_sees(trainee, view, mode, grounded):
+    recipe = Recipe(jitter=20)
+    batch = next(batches(np.random.default_rng(4), view, recipe, grounded, TOKENIZER, pool=1))
+    # The generator's first draw is whether the page is padded, so the same page comes from the same state.
+    generator = np.random.default_rng(4)
+    if not view.tiles:
+        generator.random()
+    page = random_page(generator, (view.grid[0] * BLOCK, view.grid[1] * BLOCK), recipe)
+    views = make_views(page.image(), mode, Settings())
+    inputs = model_inputs(views, mode, TOKENIZER, GROUNDED if grounded else FREE)
+    prefix = inputs["input_ids"].shape[1]
+    ids = torch.cat([inputs["input_ids"], batch.readings[0].answers], dim=1)
+    labels = ids.clone()
+    labels[:, :prefix] = -100
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    with torch.no_grad():
+        served = trainee.model(**inputs).loss
+        trained = trainee(batch)["text"]
+    torch.testing.assert_close(trained, served, rtol=2e-4, atol=2e-4)
+
+
+def test_thinning_keeps_all_at_retention_one_and_pages_do_not_mix(trainee):
+    batch = next(batches(np.random.default_rng(0), View(512, 3), Recipe(), True, TOKENIZER, pool=1))
+
+    def losses(reading, pages=slice(None)):
+        part = dataclasses.replace(
+            batch, pixels=batch.pixels[pages], slots=batch.slots[pages], readings=[reading]
+        )
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return trainee(part)
+
+    (whole,) = batch.readings
+    expected, kept = losses(whole), losses(dataclasses.replace(whole, retentions=np.ones(3)))
+    for name in expected:
+        torch.testing.assert_close(kept[name], expected[name], msg=name)
+    shares = np.array([0.6, 0.8, 1.0])
+    together = losses(dataclasses.replace(whole, retentions=shares))
+    sums, counts = 0.0, 0
+    for i in range(3):
+        one = slice(i, i + 1)
+        page = Reading(whole.prompt, whole.answers[one], whole.looks[one], shares[one])
+        count = int((page.answers != 2).sum())
+        sums += float(losses(page, one)["text"]) * count
+        counts += count
+    assert float(together["text"]) == pytest.approx(sums / counts, rel=1e-4)
+
+
+def test_frozen_views_are_read_with_both_prompts(trainee):
+    batch = next(
+        batches(np.random.default_rng(0), View(512, 1, frozen=True), Recipe(), False, TOKENIZER, pool=1)
+    )
+    free, grounded = (
+        TOKENIZER.decode(r.answers[0, :-1].tolist(), skip_special_tokens=False) for r in batch.readings
+    )
+    assert "<|det|>" in grounded
+    assert "<|det|>" not in free
+    assert not trainee.visual_tokens(batch).requires_grad
+
+
+def test_thinning_says_where_each_token_went():
+    visual = torch.randn(2, 73, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    thinned = thin(visual, TokenLayout((8, 8)), np.array([0.5, 0.9]))
+    for page in range(2):
+        kept = thinned.places[page] != NOWHERE
+        assert thinned.places[page][kept].tolist() == list(
+            range(int(thinned.padding[page]), thinned.tokens.shape[1])
+        )
+        near = thinned.tokens[page][thinned.places[page][kept]] - visual[page][kept]
+        assert near.abs().max() < 0.5  # the merge adds a tenth of what was pruned
+    thinned.tokens.sum().backward()
+    assert (visual.grad[thinned.places != NOWHERE] == 1).all()
+    assert (visual.grad[thinned.places == NOWHERE] == 0).all()
+
+
+def test_a_run_learns_and_resumes(tmp_path):
+    easy = Recipe(noise=0.0)
+    stage = Stage(STAGES[0].name, 6, (2e-3, 2e-3), (Share(1.0, View(256, 4), easy),))
+    first = Run(tmp_path / "run", 0)
+    before = [p.clone() for p in first.trainee.parameters()]
+    first.train(stage)
+    assert first.done == {stage.name: 6}
+    assert any(not torch.equal(a, b) for a, b in zip(before, first.trainee.parameters(), strict=True))
+    again = Run(tmp_path / "run", 0)
+    assert (again.done, again.pages) == (first.done, 24)
+    for (name, a), b in zip(first.trainee.named_parameters(), again.trainee.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        state = first.optimizer.state.get(a, {})
+        assert all(torch.equal(state[key], again.optimizer.state[b][key]) for key in state)
+
+
+def test_the_same_batch_again_and_again_is_learnt():
+    torch.manual_seed(0)
+    trainee = Trainee(new_model(2))
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=2e-3)
+    batch = next(batches(np.random.default_rng(0), View(256, 4), Recipe(), False, TOKENIZER, pool=1))
+    losses = []
+    for _ in range(16):
+        results = trainee(batch)
+        (results["text"] + results["slots"] + results["looks"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append([float(results[name].detach()) for name in ("text", "slots", "looks")])
+    assert all(last < 0.75 * first for first, last in zip(losses[0], losses[-1], strict=True)), losses
+
+
+def test_the_rate_warms_up_and_falls():
+    stage = Stage("any", 100, (1e-3, 1e-4), (), warmup=10)
+    rates = [rate_at(stage, step) for step in range(100)]
+    assert rates[0] < rates[5] < rates[9] == max(rates)
+    assert rates[99] == pytest.approx(1e-4, rel=0.01)
