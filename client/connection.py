@@ -142,7 +142,7 @@ def to_client_error(message: str | None, status: str | None, target: Target) -> 
 
 
 def _nobody_there(message: str) -> bool:
-    signs = ("failed to connect", "connection refused", "dns resolution", "name resolution", "connect:")
+    signs = ("failed to connect", "connection refused", "resolv", "resolution", "lookup", "connect:")
     lost = ("socket closed", "connection reset", "recvmsg", "goaway", "handshak", "broken pipe", "rst_stream")
     return any(sign in message.lower() for sign in signs + lost)
 

@@ -1,0 +1,251 @@
+"""`batch` against a real server: what it writes, what it survives, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from client import ClientSettings, OcrClient, OcrOptions, ServerUnavailable
+from client.batch import Batch, Report
+from client.errors import ExitCode
+from client.inputs import find_sources
+from client.journal import NAME
+from client.layouts import DocumentLayout
+from tests.client.conftest import Run, command, environment
+from tests.client.forwarder import Forwarder
+from tests.client.pdf_files import PageSpec, make_pdf, text_pages
+from tests.serving.running import ROOT, RunningServer
+
+pytestmark = pytest.mark.serving
+QUICK = ("--mode", "tiny", "--max-tokens", "4", "--quiet")
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    """The finished pages of a folder, as the journal has them."""
+    return [json.loads(line) for line in (folder / NAME).read_text().splitlines()[1:]]
+
+
+def pages(folder: Path, name: str) -> list[int]:
+    return sorted(int(str(line["page"])) for line in lines(folder) if line["name"] == name)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """A folder with a PDF, an image, a PDF with a page too large, and a broken file."""
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "report.pdf").write_bytes(text_pages(4))
+    Image.new("RGB", (300, 200), "white").save(folder / "sub" / "scan.png")
+    huge = [PageSpec(["one"]), PageSpec(["huge"], size=(14_400, 14_400)), PageSpec(["three"])]
+    (folder / "huge.pdf").write_bytes(make_pdf(huge))
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    return folder
+
+
+def test_a_folder_becomes_markdown_json_and_a_list_of_failures(
+    run: Run, documents: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = run("batch", documents, "--output", out, *QUICK)
+    assert done.returncode == ExitCode.PARTIAL
+    assert "Traceback" not in done.stderr
+    assert "7 pages read, 2 failed" in done.stderr
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.md")) == [
+        "huge.md",
+        "report.md",
+        "sub/scan.md",
+    ]
+    assert pages(out, "report") == [1, 2, 3, 4]
+    assert pages(out, "huge") == [1, 3]
+    report = (out / "report.md").read_text()
+    assert [report.count(f"<!-- page {number} -->") for number in (2, 3, 4)] == [1, 1, 1]
+    assert "page 2 couldn't be read" in (out / "huge.md").read_text()
+    failures = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert {(Path(failure["document"]).name, failure["page"]) for failure in failures} == {
+        ("broken.pdf", None),
+        ("huge.pdf", 2),
+    }
+    first = lines(out)[0]
+    assert {"text", "markdown", "regions", "kept", "layout", "timings", "finish_reason", "digest"} <= set(
+        first
+    )
+    # Once more: nothing is read again, what failed is tried again.
+    again = run("batch", documents, "--output", out, *QUICK)
+    assert "0 pages read, 7 there already, 2 failed" in again.stderr
+    assert pages(out, "report") == [1, 2, 3, 4]
+
+
+def test_other_options_and_other_runs_are_kept_apart(run: Run, documents: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("batch", documents / "report.pdf", "--output", out, *QUICK).returncode == ExitCode.OK
+    other = run("batch", documents / "report.pdf", "--output", out, "--mode", "small", "--quiet")
+    assert other.returncode == ExitCode.INPUT
+    assert "other options" in other.stderr
+    anew = run("batch", documents / "report.pdf", "--output", out, *QUICK, "--retention", "1", "--overwrite")
+    assert anew.returncode == ExitCode.OK
+    assert pages(out, "report") == [1, 2, 3, 4]
+
+
+def test_a_document_that_grew_is_read_again_whole(run: Run, documents: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("batch", documents / "report.pdf", "--output", out, *QUICK)
+    (documents / "report.pdf").write_bytes(text_pages(5))
+    done = run("batch", documents / "report.pdf", "--output", out, *QUICK)
+    assert "5 pages read;" in done.stderr.replace(", 0 failed", ";")
+    assert pages(out, "report") == [1, 2, 3, 4, 5]
+
+
+def start(server: RunningServer, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment(server), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_pages(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / NAME).exists() or len((folder / NAME).read_bytes().splitlines()) <= count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_goes_on_without_loss_or_duplicates(
+    ocr_server: RunningServer, run: Run, tmp_path: Path, how: signal.Signals
+) -> None:
+    (tmp_path / "long.pdf").write_bytes(text_pages(24))
+    out = tmp_path / "out"
+    line = ("batch", tmp_path / "long.pdf", "--output", out, "--concurrency", 2, *QUICK)
+    process = start(ocr_server, *line)
+    wait_for_pages(process, out, 5)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    if how != signal.SIGKILL:
+        assert process.returncode == ExitCode.INTERRUPTED
+        assert "goes on from there" in said
+        assert "Traceback" not in said
+    kept = len(lines(out)) if how != signal.SIGKILL else None
+    assert not (out / "long.md").exists()
+    done = run(*line)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert pages(out, "long") == list(range(1, 25))
+    if kept is not None:
+        assert f"{24 - kept} pages read, {kept} there already" in done.stderr
+    assert (out / "long.md").read_text().count("<!-- page ") == 23
+    assert no_leftovers(out)
+
+
+def test_omnidocbench_layout(run: Run, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("book (1).pdf_3.jpg", "page.png"):
+        Image.new("RGB", (200, 200), "white").save(images / name)
+    out = tmp_path / "out"
+    done = run("batch", images, "--output", out, "--layout", "omnidocbench", *QUICK)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert sorted(path.name for path in (out / "predictions").iterdir()) == ["book (1).pdf_3.md", "page.md"]
+    (images / "sub").mkdir()
+    Image.new("RGB", (200, 200), "white").save(images / "sub" / "page.png")
+    clash = run("batch", images, "--output", out, "--layout", "omnidocbench", *QUICK)
+    assert clash.returncode == ExitCode.INPUT
+    assert "one prediction between them" in clash.stderr
+
+
+@pytest.fixture
+def gate(ocr_server: RunningServer) -> Iterator[Forwarder]:
+    with Forwarder(ocr_server.grpc_url) as found:
+        yield found.start()
+
+
+def read(url: str, source: Path, out: Path, **settings: float) -> Report:
+    with OcrClient(url, settings=ClientSettings(**settings)) as client:  # type: ignore[arg-type]
+        options = OcrOptions(mode="tiny", max_tokens=4)
+        batch = Batch(client, out, DocumentLayout(out, client.settings), options=options)
+        return batch.run(find_sources([str(source)]))
+
+
+def test_a_server_that_goes_away_stops_the_run_and_keeps_its_pages(
+    ocr_server: RunningServer, gate: Forwarder, tmp_path: Path
+) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(30))
+    out = tmp_path / "out"
+
+    class Cut(DocumentLayout):
+        """Cuts the line after some pages."""
+
+        saved = 0
+
+        def save_page(self, *arguments: object) -> str:
+            self.saved += 1
+            if self.saved == 6:
+                gate.close()
+            return super().save_page(*arguments)  # type: ignore[arg-type]
+
+    settings = ClientSettings(concurrency=2, retries=1, backoff=0.01)
+    with OcrClient(gate.address, settings=settings) as client:
+        batch = Batch(client, out, Cut(out, settings), options=OcrOptions(mode="tiny", max_tokens=4))
+        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    assert isinstance(report.stopped, ServerUnavailable)
+    assert 6 <= report.pages < 30
+    assert len(report.failures) < 3  # it didn't go through the rest page by page
+    assert len(pages(out, "a")) == report.pages
+    rest = read(ocr_server.grpc_url, tmp_path / "a.pdf", out)
+    assert (rest.pages, rest.resumed, rest.failures) == (30 - report.pages, report.pages, [])
+
+
+def test_a_connection_that_breaks_costs_no_page(gate: Forwarder, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(12))
+
+    class Cut(DocumentLayout):
+        """Breaks every connection now and then."""
+
+        saved = 0
+
+        def save_page(self, *arguments: object) -> str:
+            self.saved += 1
+            if self.saved % 4 == 0:
+                gate.cut()
+            return super().save_page(*arguments)  # type: ignore[arg-type]
+
+    settings = ClientSettings(concurrency=3, retries=9, backoff=0.05)
+    with OcrClient(gate.address, settings=settings) as client:
+        batch = Batch(
+            client,
+            tmp_path / "out",
+            Cut(tmp_path / "out", settings),
+            options=OcrOptions(mode="tiny", max_tokens=4),
+        )
+        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    assert (report.pages, report.failures, report.stopped) == (12, [], None)
+
+
+def test_a_folder_that_fills_up_stops_the_run(ocr_server: RunningServer, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(6))
+    out = tmp_path / "out"
+
+    class Blocked(DocumentLayout):
+        """A folder whose document can't be written."""
+
+        def finish(self, *arguments: object) -> None:
+            os.mkdir(self._markdown("a"))
+            super().finish(*arguments)  # type: ignore[arg-type]
+
+    settings = ClientSettings()
+    with OcrClient(ocr_server.grpc_url, settings=settings) as client:
+        batch = Batch(client, out, Blocked(out, settings), options=OcrOptions(mode="tiny", max_tokens=4))
+        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    assert report.stopped is not None
+    assert "can't be written" in str(report.stopped)
+    assert pages(out, "a") == [1, 2, 3, 4, 5, 6]

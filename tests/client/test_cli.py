@@ -1,0 +1,193 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pypdfium2 as pdfium
+import pytest
+from PIL import Image
+
+from client.errors import ExitCode
+from tests.client.conftest import LONG, Run, command, environment
+from tests.client.pdf_files import PageSpec, make_pdf, text_pages
+from tests.serving.running import ROOT, RunningServer
+
+pytestmark = pytest.mark.serving
+QUICK = ("--mode", "tiny", "--max-tokens", "8")
+
+
+def test_ocr_prints_text_and_facts_apart(run: Run, page: Path, tmp_path: Path) -> None:
+    (tmp_path / "truth.md").write_text("something else")
+    done = run("ocr", page, *QUICK, "--facts", "--truth", tmp_path / "truth.md")
+    assert done.returncode == ExitCode.OK, done.stderr
+    facts = next(line for line in done.stderr.splitlines() if line.startswith("mode "))
+    for words in (
+        "mode tiny",
+        "visual tokens 73 -> ",
+        "output tokens ",
+        "character error rate ",
+        "first token ",
+        "total ",
+    ):
+        assert words in facts
+    assert "visual tokens" not in done.stdout
+
+
+def test_json_and_http_and_standard_input(run: Run, ocr_server: RunningServer, page: Path) -> None:
+    url = f"http://{ocr_server.http_url}"
+    texts = set()
+    for arguments in ((page,), (page, "--url", url)):
+        done = run("ocr", *arguments, *QUICK, "--json")
+        record = json.loads(done.stdout)
+        assert (record["page"], record["size"]) == (1, {"width": 600, "height": 800})
+        texts.add(record["text"])
+    piped = subprocess.run(
+        command("ocr", "-", *QUICK, "--raw"),
+        cwd=ROOT,
+        env=environment(ocr_server),
+        input=page.read_bytes(),
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    texts.add(piped.stdout.decode().removesuffix("\n"))
+    assert len(texts) == 1
+
+
+def test_several_pages_have_breaks_and_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(3))
+    done = run("ocr", tmp_path / "a.pdf", "--pages", "1,3", *QUICK, "--output", tmp_path / "out")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert done.stdout.count("<!-- page 3 -->") == 1
+    assert (tmp_path / "out" / "a.md").read_text().count("<!-- page 3 -->") == 1
+    records = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text().splitlines()]
+    assert [record["page"] for record in records] == [1, 3]
+
+
+def test_text_comes_while_it_is_written(ocr_server: RunningServer, long_page: Path) -> None:
+    options = ["--mode", LONG["mode"], "--max-tokens", LONG["max_tokens"], "--no-repeat-ngram", "0,0"]
+    with subprocess.Popen(
+        command("ocr", long_page, *options, "--prompt", "free", "--raw"),
+        cwd=ROOT,
+        env=environment(ocr_server),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        assert process.poll() is None  # still being written
+        process.send_signal(2)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == ExitCode.INTERRUPTED
+        assert said.decode().strip().endswith("interrupted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["ocr", "none.png"], ExitCode.INPUT, "no file"),
+        (["ocr", "README.md"], ExitCode.INPUT, "no image of a known format"),
+        (["ocr", "PAGE", "--mode", "giant"], ExitCode.USAGE, "invalid choice"),
+        (["ocr", "PAGE", "--retention", "2"], ExitCode.INPUT, "retention"),
+        (["ocr", "PAGE", "--pages", "7"], ExitCode.INPUT, "no page 7"),
+        (["ocr", "PAGE", "--pages", "x"], ExitCode.INPUT, "no pages"),
+        (["ocr", "PAGE", "--max-tokens", "999999"], ExitCode.INPUT, "MAX_TOKENS"),
+        (["ocr", "PAGE", "--url", "127.0.0.1:1"], ExitCode.UNAVAILABLE, "--url"),
+        (["ocr", "PAGE", "--url", "not an address"], ExitCode.INPUT, "address"),
+        (["ocr", "PAGE", "--header", "x"], ExitCode.INPUT, "--header"),
+        (["ocr", "PAGE", "--timeout", "0"], ExitCode.INPUT, "--timeout"),
+        (["ocr", "PAGE", "none.png", "--mode", "tiny", "--max-tokens", "2"], ExitCode.PARTIAL, "no file"),
+        (["ocr", "PAGE", "--truth", "none.md"], ExitCode.INPUT, "truth"),
+        (["batch", "none", "--output", "/tmp"], ExitCode.INPUT, "no file"),
+        (["show", "PAGE", "--output", "x.txt"], ExitCode.INPUT, ".png"),
+        (["status", "--url", "127.0.0.1:1"], ExitCode.UNAVAILABLE, "No server answers"),
+        ([], ExitCode.USAGE, "usage"),
+    ],
+)
+def test_errors_are_one_sentence_and_a_code(
+    run: Run, page: Path, arguments: list[str], code: ExitCode, words: str
+) -> None:
+    done = run(*[str(page) if argument == "PAGE" else argument for argument in arguments])
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    if code != ExitCode.USAGE:
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+def test_verbose_shows_where(run: Run, page: Path) -> None:
+    assert "Traceback" in run("ocr", page, "--url", "127.0.0.1:1", "--verbose").stderr
+
+
+def test_a_time_limit_has_its_own_code(run: Run, long_page: Path, page: Path) -> None:
+    run("ocr", page, *QUICK)
+    options = ["--mode", "tiny", "--max-tokens", 8000, "--no-repeat-ngram", "0,0", "--prompt", "free"]
+    done = run("ocr", long_page, *options, "--timeout", "1")
+    assert done.returncode == ExitCode.TIMEOUT, done.stderr
+    assert done.stdout.strip()  # what was written till then is there
+    assert "--timeout" in done.stderr
+
+
+def test_a_password_comes_from_the_environment(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf([PageSpec(["secret"])], password="sesame"))
+    assert run("ocr", tmp_path / "a.pdf", *QUICK).returncode == ExitCode.INPUT
+    assert run("ocr", tmp_path / "a.pdf", *QUICK, DEEPSEEK_OCR_PASSWORD="sesame").returncode == ExitCode.OK
+
+
+def test_status(run: Run, ocr_server: RunningServer) -> None:
+    done = run("status")
+    assert done.returncode == ExitCode.OK
+    assert "triton 2." in done.stdout
+    assert "tiny" in done.stdout
+    assert "deepseek_ocr_stream" in done.stdout
+    for url in (ocr_server.grpc_url, f"http://{ocr_server.http_url}"):
+        record = json.loads(run("status", "--json", "--url", url).stdout)
+        assert record["serving"] is True
+        assert sorted(record["modes"]) == ["base", "gundam", "large", "small", "tiny"]
+    without = run("status", "--metrics-url", "http://127.0.0.1:1/metrics")
+    assert without.returncode == ExitCode.OK  # pages can be read all the same
+    assert "No metrics at" in without.stdout
+
+
+def test_show_writes_pictures(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(2))
+    for name, pages in (("one.png", "1"), ("two.png", "1,2"), ("book.pdf", "1,2"), ("page.html", "1,2")):
+        done = run(
+            "show", tmp_path / "a.pdf", "--pages", pages, "--tokens", *QUICK, "--output", tmp_path / name
+        )
+        assert done.returncode == ExitCode.OK, done.stderr
+    assert Image.open(tmp_path / "one.png").width > 1000
+    assert {path.name for path in tmp_path.glob("two*")} == {"two-001.png", "two-002.png"}
+    assert len(pdfium.PdfDocument(tmp_path / "book.pdf")) == 2
+    assert (tmp_path / "page.html").read_text().count("<section>") == 2
+
+
+def test_help_needs_no_server_and_no_heavy_imports() -> None:
+    code = (
+        "import sys; from client.__main__ import main\n"
+        "try: main(['ocr', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'grpc', 'torch', 'rtprune', 'tritonclient', 'gevent'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "exit codes" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(ocr_server: RunningServer, page: Path) -> None:
+    with subprocess.Popen(
+        command("ocr", page, page, *QUICK),
+        cwd=ROOT,
+        env=environment(ocr_server),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert isinstance(process.stdout, io.BufferedReader)
+        process.stdout.close()
+        _, said = process.communicate(timeout=120)
+    assert b"Traceback" not in said
