@@ -94,7 +94,7 @@ def _png(data: bytes) -> Reduced:
 _SOI_AND_MORE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers with no segment
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JFIF, _EXIF, _ADOBE, _SOS, _EOI = 0xE0, 0xE1, 0xEE, 0xDA, 0xD9
-_NEXT_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # not a stuffed zero, not a restart
+_NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed zero, not a restart, not filling
 # libjpeg invents grey where a scan ends at a marker too early, but stops where the bytes just end. It reads
 # ahead by up to 8 bytes, so that many must follow the last scan: one bits, which are no code's beginning.
 _READ_AHEAD = b"\xff\0" * 8
