@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient, InferInput, KeepAliveOptions
@@ -17,6 +18,10 @@ from client.errors import ClientError, InvalidRequest, RequestCancelled, ServerF
 from client.request import Answer, OcrOptions, build_inputs
 from client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 from client.shared_memory import shared_image
+
+# A cancelled request holds its shared memory until its model has seen the cancel.
+UNREGISTER_SECONDS = 10.0
+UNREGISTER_PAUSE = 0.05
 
 
 def keepalive(settings: ClientSettings) -> KeepAliveOptions:
@@ -198,6 +203,19 @@ class GrpcTransport:
         finally:
             self._give(client)
 
+    def _unregister(self, client: Any, name: str) -> None:
+        """Have the server let go of a region, as soon as no request uses it."""
+        until = time.monotonic() + UNREGISTER_SECONDS
+        while time.monotonic() < until:
+            try:
+                client.unregister_system_shared_memory(name, headers=self._headers)
+                return
+            except InferenceServerException as error:
+                found = triton_error(error, self.target)
+                if isinstance(found, ServerUnavailable) and not found.answered:
+                    return  # a server that's gone holds no region
+                time.sleep(UNREGISTER_PAUSE)
+
     @contextmanager
     def _image(self, client: Any, image: bytes, options: OcrOptions) -> Iterator[list[Any]]:
         if not self._shared_memory:
@@ -213,8 +231,7 @@ class GrpcTransport:
             try:
                 yield region.inputs
             finally:
-                with suppress(InferenceServerException):  # a server that's gone holds no region
-                    client.unregister_system_shared_memory(region.name, headers=self._headers)
+                self._unregister(client, region.name)
 
 
 def _refused_region(error: Any, target: Target) -> ClientError:
