@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one step; returns the exit status: 0, 1 with one sentence, or 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
+    # Threads that spin while they wait take cores from whatever else runs here. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from export.job import Job
         from export.pipeline import only_one, run

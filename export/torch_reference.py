@@ -69,7 +69,7 @@ def content_tokens(model: UnlimitedOcrModel, images: NDArray[np.uint8]) -> NDArr
     return np.stack(tokens)
 
 
-def test_images(side: int, count: int) -> NDArray[np.uint8]:
+def sample_images(side: int, count: int) -> NDArray[np.uint8]:
     """Images for a comparison, uint8 (count, side, side, 3): lines like text on white paper, then noise, in turn."""
     random = np.random.default_rng(side)
     images = random.integers(0, 256, (count, side, side, 3), np.uint8)

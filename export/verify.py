@@ -76,12 +76,12 @@ def verify_cpu(folder: Path, job: Job, sources: Sources) -> list[dict[str, Any]]
 
 
 def _vision(manifest: Manifest, sources: Sources) -> Iterator[Check]:
-    from export.torch_reference import load_vision, test_images
+    from export.torch_reference import load_vision, sample_images
 
     model = load_vision(sources.checkpoint, sources.special_tokens[IMAGE])
     with bar("vision against PyTorch", len(manifest.vision), "size") as shown:
         for entry in manifest.vision:
-            images = test_images(entry.side, 2)
+            images = sample_images(entry.side, 2)
             error = compare_vision(manifest, entry, model, images)
             shown.update()
             yield Check(f"vision {entry.side} px, {entry.precision}", error, TOLERANCE[entry.precision])

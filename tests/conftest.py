@@ -43,6 +43,29 @@ def engines(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the reference's sizes with random weights as large as trained ones, so that errors show."""
+    from export.random_checkpoint import write_random_checkpoint
+    from export.reference.config import published_config
+    from export.reference.tokenizer import build_tokenizer, save_tokenizer
+
+    folder = tmp_path_factory.mktemp("random-checkpoint")
+    write_random_checkpoint(folder, published_config(build_tokenizer().get_vocab_size()), seed=1)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_engines(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CPU engines of the random checkpoint, all modes, through the command line's own entry."""
+    from export.__main__ import main
+
+    output = tmp_path_factory.mktemp("random") / "engines"
+    assert main(["--checkpoint", str(random_checkpoint), "--output", str(output), "all"]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
 def ocr_server(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A real tritonserver with every model, started and watched by our launcher."""
     server = RunningServer(engines, tmp_path_factory.mktemp("server") / "server.log")

@@ -1,0 +1,38 @@
+"""The checkpoint that exports are compared with, computed by transformers once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.checkpoint import Checkpoint
+from export.family import special_token_ids
+from export.torch_reference import content_tokens, load_vision, sample_images
+from rtprune.decoder.special_tokens import IMAGE
+
+Comparison = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def opened(random_checkpoint: Path) -> Checkpoint:
+    """The random checkpoint, checked."""
+    return Checkpoint.open(random_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def expected(opened: Checkpoint) -> Callable[[int], Comparison]:
+    """Three images of a side, and transformers' content tokens of them."""
+    ids = special_token_ids(opened.folder / "tokenizer.json", opened.architecture.decoder.vocab_size)
+    model = load_vision(opened, ids[IMAGE])
+    known: dict[int, Comparison] = {}
+
+    def compute(side: int) -> Comparison:
+        if side not in known:
+            images = sample_images(side, 3)
+            known[side] = images, content_tokens(model, images)
+        return known[side]
+
+    return compute

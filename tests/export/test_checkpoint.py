@@ -1,0 +1,201 @@
+"""Checkpoints that aren't right are refused with the tensor's name, and a right one reads as safetensors does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from export.checkpoint import INDEX, Checkpoint
+from rtprune.errors import InvalidInput
+
+SHARD = "model-00001-of-000001.safetensors"
+QKV = "model.sam_model.blocks.1.attn.qkv.weight"
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def copy(random_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(random_checkpoint, tmp_path / "copy"))
+
+
+def edit(folder: Path, change: Callable[[Weights], object]) -> None:
+    weights = load_file(folder / SHARD)
+    change(weights)
+    save_file(weights, folder / SHARD)
+    (folder / INDEX).unlink()
+
+
+def test_a_right_checkpoint_reads_as_safetensors_does(random_checkpoint):
+    checkpoint = Checkpoint.open(random_checkpoint)
+    weights = load_file(random_checkpoint / SHARD)
+    assert set(checkpoint.keys()) == set(weights)
+    for name, tensor in weights.items():
+        assert checkpoint.shape(name) == tuple(tensor.shape)
+        assert torch.equal(checkpoint.read(name), tensor)
+    assert checkpoint.bytes("") == sum(t.numel() * t.element_size() for t in weights.values())
+
+
+def test_shards_are_one_checkpoint(copy):
+    weights = load_file(copy / SHARD)
+    names = sorted(weights)
+    (copy / SHARD).unlink()
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, copy / file)
+        places |= dict.fromkeys(part, file)
+    (copy / INDEX).write_text(json.dumps({"weight_map": places}))
+    checkpoint = Checkpoint.open(copy)
+    assert all(torch.equal(checkpoint.read(name), weights[name]) for name in names)
+    assert len(checkpoint.files()) == 4
+    first = places[names[0]]
+    (copy / first).unlink()
+    with pytest.raises(InvalidInput, match=f"puts the tensor .* into {first}, and there is no such file"):
+        Checkpoint.open(copy)
+    shutil.copy(copy / places[names[1]], copy / "again.safetensors")
+    (copy / INDEX).unlink()
+    with pytest.raises(InvalidInput, match=r"The tensor \S+ is in again.safetensors and in model-00002"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda w: w.pop(QKV), f"lacks the tensor {QKV}"),
+        (lambda w: w.update({"model.extra": torch.zeros(1)}), "holds the tensor model.extra, which"),
+        (
+            lambda w: w.update({QKV: w[QKV].T.contiguous()}),
+            rf"The tensor {QKV} has shape \[64, 192\], .* \[192, 64\]",
+        ),
+        (lambda w: w.update({QKV: w[QKV].to(torch.float8_e4m3fn)}), f"The tensor {QKV} is stored as F8_E4M3"),
+    ],
+    ids=["missing", "extra", "misshapen", "another type"],
+)
+def test_a_wrong_tensor_is_named(copy, change, sentence):
+    edit(copy, change)
+    with pytest.raises(InvalidInput, match=sentence):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_named_when_it_is_read(copy, value):
+    edit(copy, lambda w: w[QKV].view(-1)[77:78].fill_(value))
+    checkpoint = Checkpoint.open(copy)
+    with pytest.raises(InvalidInput, match=f"The tensor {QKV} holds values that are not finite"):
+        checkpoint.read(QKV)
+
+
+def test_the_tensor_at_which_a_file_ends_is_named(copy):
+    whole = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(whole[:-1000])
+    last = max(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]).items(), key=end_of)[0]
+    with pytest.raises(InvalidInput, match=f"The tensor {last} is cut off"):
+        Checkpoint.open(copy)
+    (copy / SHARD).write_bytes(whole[:500])
+    with pytest.raises(InvalidInput, match="isn't a safetensors file, or is cut off within its header"):
+        Checkpoint.open(copy)
+
+
+def end_of(item: tuple[str, dict]) -> int:
+    return item[1].get("data_offsets", [0, 0])[1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.data())
+def test_no_damaged_file_gets_past_the_reader_with_another_error(random_checkpoint, tmp_path_factory, data):
+    """Any bytes changed in the header, or a cut anywhere: one InvalidInput, or a checkpoint that is as whole."""
+    content = bytearray((random_checkpoint / SHARD).read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.sampled_from([len(content), header, header + 1, 9, 7, 0]))]
+    folder = tmp_path_factory.mktemp("damaged")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).symlink_to(random_checkpoint / name)
+    (folder / SHARD).write_bytes(content)
+    try:
+        checkpoint = Checkpoint.open(folder)
+        for name in checkpoint.keys():  # noqa: SIM118
+            assert checkpoint.read(name).shape == checkpoint.shape(name)
+    except InvalidInput as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"architectures": ["LlamaForCausalLM"]},
+            "of the architecture LlamaForCausalLM; .* DeepseekOCRForCausalLM",
+        ),
+        ({"architectures": ["DeepseekOCR2ForCausalLM"]}, "of the architecture DeepseekOCR2ForCausalLM"),
+        ({"model_type": "qwen"}, "of the architecture qwen"),
+        ([], "isn't a model's configuration"),
+        ({"architectures": ["DeepseekOCRForCausalLM"]}, "vision_config: Field required"),
+        ("{", "can't be read"),
+    ],
+)
+def test_another_architecture_is_named(copy, config, sentence):
+    (copy / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    with pytest.raises(InvalidInput, match=sentence):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("language_config", "use_mla"), True, "use_mla must be false"),
+        (("language_config", "hidden_size"), -1, "language_config.hidden_size: .*greater than 0"),
+        (("language_config", "hidden_size"), 256, "the projector must go from"),
+        (("language_config", "num_hidden_layers"), 5, "lacks the tensor model.layers.4"),
+        (
+            ("language_config", "vocab_size"),
+            7,
+            r"The tensor lm_head.weight has shape \[\d+, 128\], .*\[7, 128\]",
+        ),
+        (("vision_config", "width", "sam_vit_b", "heads"), 3, "SAM's 3 heads don't divide"),
+        (
+            ("vision_config", "width", "sam_vit_b", "downsample_channels"),
+            [128, 64],
+            "SAM ends in 64 channels",
+        ),
+        (("projector_config", "projector_type"), "mlp", "projector_type must be linear"),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_named(copy, path, value, sentence):
+    config = json.loads((copy / "config.json").read_text())
+    part = config
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match=sentence):
+        Checkpoint.open(copy)
+
+
+def test_what_is_not_a_checkpoint_is_told(tmp_path):
+    with pytest.raises(InvalidInput, match="There is no checkpoint folder"):
+        Checkpoint.open(tmp_path / "nowhere")
+    with pytest.raises(InvalidInput, match=r"holds no config.json"):
+        Checkpoint.open(tmp_path)
+
+
+def test_no_weights_and_a_broken_index_are_told(copy):
+    (copy / INDEX).write_text('{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}')
+    with pytest.raises(InvalidInput, match=r"puts the tensor lm_head.weight into ../elsewhere.safetensors"):
+        Checkpoint.open(copy)
+    (copy / INDEX).write_text('{"weight_map": []}')
+    with pytest.raises(InvalidInput, match="isn't an index of shards"):
+        Checkpoint.open(copy)
+    (copy / INDEX).unlink()
+    (copy / SHARD).unlink()
+    with pytest.raises(InvalidInput, match="holds no .safetensors file"):
+        Checkpoint.open(copy)
