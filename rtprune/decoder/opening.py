@@ -15,7 +15,8 @@ def open_engine(manifest: Manifest, settings: Settings) -> Engine:
     if entry.engine != "pytorch":
         from rtprune.decoder.trtllm_engine import open_trtllm_engine
 
-        return open_trtllm_engine(manifest, settings)
+        trtllm: Engine = open_trtllm_engine(manifest, settings)
+        return trtllm
     try:
         from rtprune.decoder.torch_engine import open_torch_engine
     except ImportError as error:

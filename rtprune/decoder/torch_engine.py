@@ -46,6 +46,7 @@ from rtprune.decoder.kv_memory import KvAllocator
 from rtprune.decoder.ngram import NgramRule
 from rtprune.decoder.torch_attention import GatherAttention, Span, SpanAttention, allocate_kv
 from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.torch_weights import read_ahead
 from rtprune.errors import EngineError, OcrError, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -403,6 +404,8 @@ def open_torch_engine(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("The decoder should run on a GPU, but PyTorch sees none.")
+    if device == "cpu":
+        read_ahead(folder)
     model = TorchDecoder(folder, types[precision], torch.device(device))
     return TorchEngine(
         model,
