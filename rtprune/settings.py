@@ -108,6 +108,13 @@ class Settings(BaseSettings):
         ge=16,
         description="Prompt positions read in one step; running pages wait for one chunk between two tokens.",
     )
+    trtllm_kv_fraction: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="Share of the GPU memory left beside the weights that the TensorRT-LLM decoder's KV memory may "
+        "take; the vision engines' work space is in the rest.",
+    )
     decoder_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the PyTorch decoder runs; auto is a GPU where torch sees one."
     )
