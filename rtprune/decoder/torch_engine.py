@@ -43,60 +43,15 @@ from rtprune.decoder.engine import (
     check_request,
 )
 from rtprune.decoder.kv_memory import KvAllocator
-from rtprune.decoder.ngram import NgramRule
 from rtprune.decoder.torch_attention import GatherAttention, Span, SpanAttention, allocate_kv
 from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.torch_request import TorchRequest
 from rtprune.decoder.torch_weights import read_ahead
 from rtprune.errors import EngineError, OcrError, Unavailable
 
 _log = logging.getLogger(__name__)
 # Bytes of weights that a token reads in a layer, below which a second thread costs more than it saves.
 _SINGLE_THREAD_BYTES = 4 * 2**20
-
-
-class _Request:
-    """A request and where it stands."""
-
-    __slots__ = (
-        "generated",
-        "id",
-        "length",
-        "listener",
-        "position",
-        "positions",
-        "prompt",
-        "rule",
-        "sampling",
-        "start",
-        "started",
-        "token",
-        "visual",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        number: RequestId,
-        prompt: NDArray[np.int32],
-        visual: NDArray[np.float32],
-        positions: NDArray[np.int64],
-        sampling: Sampling,
-        listener: Listener,
-    ) -> None:
-        self.id = number
-        self.prompt = prompt
-        self.visual = visual
-        self.positions = positions
-        self.sampling = sampling
-        self.listener = listener
-        self.rule: NgramRule | None = None
-        if sampling.ngram and sampling.window:
-            self.rule = NgramRule(sampling.ngram, sampling.window, sampling.whitelist)
-        self.start = -1  # of its run of KV memory
-        self.length = 0  # positions written there
-        self.generated = 0
-        self.token = -1  # the newest, not in the KV memory yet
-        self.position = int(positions[-1]) + 1  # of that token
-        self.started = 0.0
 
 
 class TorchEngine:
@@ -135,12 +90,12 @@ class TorchEngine:
         self._numbers = itertools.count(1)
         self._wake = threading.Condition()
         # Under the condition's lock: what other threads ask for.
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[TorchRequest] = deque()
         self._cancelled: set[RequestId] = set()
         self._closing = False
         # The engine's thread alone:
-        self._prefilling: deque[_Request] = deque()
-        self._decoding: list[_Request] = []
+        self._prefilling: deque[TorchRequest] = deque()
+        self._decoding: list[TorchRequest] = []
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # PyTorch aborts the process when it ends in the middle of a step
@@ -161,7 +116,7 @@ class TorchEngine:
         """See `Engine`."""
         check_request(self._info, prompt, visual, positions, sampling)
         where = np.arange(len(prompt)) if positions is None else positions
-        request = _Request(
+        request = TorchRequest(
             RequestId(next(self._numbers)),
             prompt.ids.astype(np.int32, copy=False),
             visual,
@@ -242,7 +197,7 @@ class TorchEngine:
             self._tell(request, Output(started=request.started))
         return True
 
-    def _admit(self) -> list[_Request]:
+    def _admit(self) -> list[TorchRequest]:
         """First come, first served: who doesn't fit yet holds up those behind, so that nobody starves."""
         admitted = []
         while self._waiting and len(self._prefilling) + len(self._decoding) < self._info.max_running:
@@ -261,7 +216,9 @@ class TorchEngine:
         if self._decoding:
             self._do(list(self._decoding), self._decode)
 
-    def _do(self, requests: list[_Request], work: Callable[[list[_Request]], list[int | None]]) -> None:
+    def _do(
+        self, requests: list[TorchRequest], work: Callable[[list[TorchRequest]], list[int | None]]
+    ) -> None:
         """Compute the next token of each request and hand it out.
 
         When that fails, try each request alone and end those that fail again.
@@ -281,12 +238,12 @@ class TorchEngine:
             except Exception as error:
                 self._fail(request, error)
 
-    def _fail(self, request: _Request, error: Exception) -> None:
+    def _fail(self, request: TorchRequest, error: Exception) -> None:
         _log.error("request %d failed", request.id, exc_info=error)
         sentence = str(error) if isinstance(error, OcrError) else "The decoder failed on this page."
         self._end(request, "error", error=sentence)
 
-    def _prefill(self, requests: list[_Request]) -> list[int | None]:
+    def _prefill(self, requests: list[TorchRequest]) -> list[int | None]:
         """Read one chunk of a newcomer's prompt; after the last one, return its first token."""
         (request,) = requests
         done = request.length
@@ -306,7 +263,7 @@ class TorchEngine:
         request.visual = request.visual[:0]
         return tokens
 
-    def _decode(self, requests: list[_Request]) -> list[int | None]:
+    def _decode(self, requests: list[TorchRequest]) -> list[int | None]:
         """The next token of each request."""
         device = self._model.device
         ids = np.array([request.token for request in requests], np.int32)
@@ -322,7 +279,7 @@ class TorchEngine:
             request.position += 1
         return tokens
 
-    def _choose(self, requests: list[_Request], logits: torch.Tensor) -> list[int | None]:
+    def _choose(self, requests: list[TorchRequest], logits: torch.Tensor) -> list[int | None]:
         """Best allowed token of each row; None where the logits are not finite. Writes into `logits`."""
         for row, request in enumerate(requests):
             banned = request.rule.banned() if request.rule is not None else None
@@ -337,7 +294,7 @@ class TorchEngine:
             tokens, best = indices.tolist(), values.tolist()
         return [t if math.isfinite(score) else None for t, score in zip(tokens, best, strict=True)]
 
-    def _take(self, request: _Request, token: int | None) -> None:
+    def _take(self, request: TorchRequest, token: int | None) -> None:
         """Hand a request its next token and end it where that was the last."""
         if token is None:
             self._end(request, "error", error="The decoder's logits are not finite numbers for this page.")
@@ -355,7 +312,7 @@ class TorchEngine:
             self._tell(request, Output((token,), started=request.started))
 
     def _end(
-        self, request: _Request, reason: EngineReason, tokens: tuple[int, ...] = (), error: str = ""
+        self, request: TorchRequest, reason: EngineReason, tokens: tuple[int, ...] = (), error: str = ""
     ) -> None:
         """Free a request's memory first, then tell its listener."""
         if request in self._decoding:
@@ -367,7 +324,7 @@ class TorchEngine:
             request.start = -1
         self._tell(request, Output(tokens, reason, error, request.started))
 
-    def _tell(self, request: _Request, output: Output) -> None:
+    def _tell(self, request: TorchRequest, output: Output) -> None:
         try:
             request.listener(output)
         except Exception:
