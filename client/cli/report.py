@@ -9,16 +9,25 @@ from client.errors import ClientError, ExitCode, InvalidRequest
 from client.result import OcrResult
 from client.score import character_error_rate
 
+# A page can make the model write escape sequences, and a terminal obeys them: C0 but for tab and line feed,
+# DEL, C1.
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """The text without characters that a terminal would obey."""
+    return text.translate(_CONTROLS)
+
 
 def write(text: str) -> None:
-    """Text for the user or the next program, at once."""
-    sys.stdout.write(text)
+    """Text for the user or the next program, at once; a program gets it as it is."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def say(text: str) -> None:
     """A line beside the output."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(harmless(text) + "\n")
     sys.stderr.flush()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pypdfium2 as pdfium
 import pytest
 from PIL import Image
 
+from client.cli.report import harmless
 from client.errors import ExitCode
 from tests.client.conftest import LONG, Run, command, environment
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
@@ -165,6 +167,18 @@ def test_show_writes_pictures(run: Run, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("two*")} == {"two-001.png", "two-002.png"}
     assert len(pdfium.PdfDocument(tmp_path / "book.pdf")) == 2
     assert (tmp_path / "page.html").read_text().count("<section>") == 2
+
+
+def test_a_terminal_gets_no_escape_sequences() -> None:
+    assert (
+        harmless("a\tb\nc\x1b]0;title\x07\x9b31m\x7f é漢") == "a\tb\nc\ufffd]0;title\ufffd\ufffd31m\ufffd é漢"
+    )
+    code = "from client.cli.report import write; write('x\\x1b[31my')"
+    near, far = os.openpty()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=far, check=True)
+    assert os.read(near, 100) == "x\ufffd[31my".encode()
+    piped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert piped.stdout == b"x\x1b[31my"
 
 
 def test_help_needs_no_server_and_no_heavy_imports() -> None:
