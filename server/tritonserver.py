@@ -93,6 +93,10 @@ def environment(installation: Installation, settings: ServerSettings) -> dict[st
         if python is not None:
             folders.append(str(python))
         env["LD_LIBRARY_PATH"] = ":".join([*folders, *filter(None, [env.get("LD_LIBRARY_PATH")])])
+        # The wheel's stubs run Python isolated, so they don't read PYTHONPATH: they take the packages of the
+        # first python3 on the PATH, which is ours only in a shell where the environment is activated.
+        folders = [str(Path(sys.executable).parent), *filter(None, [env.get("PATH")])]
+        env["PATH"] = os.pathsep.join(folders)
     # The stubs embed Python and know nothing of the virtual environment: name its packages and ours.
     site = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     env["PYTHONPATH"] = ":".join([str(ROOT), *site])
