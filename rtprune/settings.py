@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     cancel_poll_seconds: float = Field(
         0.1, gt=0, description="Seconds between two looks for clients that have gone."
     )
+    gauge_seconds: float = Field(
+        0.25, gt=0, description="Seconds between two readings of the decoder's gauges; scrapes are slower."
+    )
     stream_seconds: float = Field(
         0.05, ge=0, description="Seconds between two pieces of a stream; a reader sees no shorter pause."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rtprune.decoder.engine import EngineStats
@@ -17,19 +19,36 @@ class DecoderMetrics:
 
     def __init__(self) -> None:
         self._counters = backend.Counters()
-        self._last = EngineStats(0, 0, 0, 0)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._sampler: threading.Thread | None = None
+
+    def sample(self, stats: Callable[[], EngineStats], seconds: float) -> None:
+        """Read the gauges every `seconds` as well: pages start and grow between two events."""
+
+        def run() -> None:
+            while not self._stop.wait(seconds):
+                self.state(stats())
+
+        self._sampler = threading.Thread(target=run, name="gauges", daemon=True)
+        self._sampler.start()
+
+    def close(self) -> None:
+        """Stop sampling."""
+        self._stop.set()
+        if self._sampler is not None:
+            self._sampler.join()
 
     def state(self, stats: EngineStats) -> None:
-        """Set the gauges that changed: autoscaling reads the waiting ones."""
-        for name, help_text, value, last in (
-            ("ocr_decoder_running", "Pages being decoded.", stats.running, self._last.running),
-            ("ocr_decoder_waiting", "Pages waiting for the decoder.", stats.waiting, self._last.waiting),
-            ("ocr_kv_tokens_used", "KV memory in use, tokens.", stats.kv_used, self._last.kv_used),
-            ("ocr_kv_tokens_total", "KV memory, tokens.", stats.kv_total, self._last.kv_total),
-        ):
-            if value != last:
+        """Set the gauges; autoscaling reads the waiting pages."""
+        with self._lock:
+            for name, help_text, value in (
+                ("ocr_decoder_running", "Pages being decoded.", stats.running),
+                ("ocr_decoder_waiting", "Pages waiting for the decoder.", stats.waiting),
+                ("ocr_kv_tokens_used", "KV memory in use, tokens.", stats.kv_used),
+                ("ocr_kv_tokens_total", "KV memory, tokens.", stats.kv_total),
+            ):
                 self._counters.set(name, help_text, value)
-        self._last = stats
 
     def finished(self, piece: Piece) -> None:
         """Count a page that ended, by reason."""

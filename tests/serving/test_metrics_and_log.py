@@ -13,7 +13,16 @@ from tests.serving.test_modes import page
 pytestmark = pytest.mark.serving
 
 
+def settled(server: RunningServer) -> bool:
+    """Whether every page that an earlier test left behind has been counted."""
+    samples = metrics.read(server)
+    ended = metrics.total(samples, "ocr_finished_total")
+    counted = metrics.total(samples, "ocr_stage_requests_total", 'stage="decoder"')
+    return metrics.total(samples, "ocr_decoder_running") == 0 and ended == counted
+
+
 def test_a_page_is_counted(ocr_server: RunningServer) -> None:
+    metrics.wait_for(lambda: settled(ocr_server), 20)
     before = metrics.read(ocr_server)
     answer = calls.unary(ocr_server, page(512, 512, "count me"), mode="tiny", max_tokens=8)
     seen, kept, output = (int(n) for n in answer.outputs["TOKENS"])
@@ -25,6 +34,7 @@ def test_a_page_is_counted(ocr_server: RunningServer) -> None:
     assert grown("ocr_visual_tokens_total") == seen
     assert grown("ocr_visual_tokens_kept_total") == kept
     assert grown("ocr_output_tokens_total") == output
+    metrics.wait_for(lambda: settled(ocr_server), 5)
     for stage in ("preprocess", "vision", "rtprune", "decoder"):
         assert grown("ocr_stage_requests_total", f'stage="{stage}"') == 1
         assert grown("ocr_stage_seconds_total", f'stage="{stage}"') > 0

@@ -17,6 +17,7 @@ class TritonPythonModel:
         self.metrics = DecoderMetrics()
         self.service = open_service(Manifest.load(settings().engines), settings(), self.metrics)
         self.service.warm_up()
+        self.metrics.sample(self.service.stats, settings().gauge_seconds)
         self.outbox = Outbox(settings().stream_seconds, self.metrics)
         self.tickets = {}
 
@@ -70,5 +71,6 @@ class TritonPythonModel:
         )
 
     def finalize(self):
+        self.metrics.close()
         self.service.close()
         self.outbox.close()
