@@ -269,6 +269,11 @@ def _tensorrt() -> Any:
     return tensorrt
 
 
+def machine() -> dict[str, str]:
+    """What plans and engines are bound to. Raises EngineError without TensorRT or a GPU."""
+    return {"compute_capability": _compute_capability(), "tensorrt": str(_tensorrt().__version__)}
+
+
 def _compute_capability() -> str:
     import torch
 

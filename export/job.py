@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rtprune.errors import InvalidInput
 from rtprune.modes import MODES
@@ -20,6 +21,8 @@ DECODER_PRECISIONS: dict[str, tuple[str, ...]] = {
 }
 """The first of each is the default. auto: FP32 up to AUTO_FP32_BYTES, else BF16."""
 AUTO_FP32_BYTES = 2 * 10**9
+FACTS = "job.json"
+FACT_NAMES = ("checkpoint", "modes", "vision_precision", "decoder_precision", "vision_max_batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,9 @@ class Job:
     def of(
         cls,
         *,
-        checkpoint: Path,
+        checkpoint: Path | str,
         target: str,
-        modes: str,
+        modes: str = ",".join(MODES),
         output: Path,
         vision_precision: str | None = None,
         decoder_precision: str | None = None,
@@ -62,7 +65,7 @@ class Job:
                 f"{output} is a mount point and can't be replaced in one go; name a folder in it."
             )
         return cls(
-            checkpoint=checkpoint.absolute(),
+            checkpoint=Path(checkpoint).absolute(),
             target="cpu" if target == "cpu" else "gpu",
             modes=parse_modes(modes),
             output=output,
@@ -90,6 +93,30 @@ class Job:
     def lock(self) -> Path:
         """File that one export at a time holds."""
         return self.output.with_name(self.output.name + ".lock")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the steps on a GPU machine, without the checkpoint, have to know of the job."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "modes": ",".join(self.modes),
+            "vision_precision": self.vision_precision,
+            "decoder_precision": self.decoder_precision,
+            "vision_max_batch": self.vision_max_batch,
+        }
+
+
+def earlier_facts(output: Path) -> dict[str, Any]:
+    """The facts of the job whose files are in `output`'s staging, or in `output`. Raises InvalidInput for none."""
+    for folder in (output.with_name(output.name + ".staging"), output):
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            return {name: facts[name] for name in FACT_NAMES}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise InvalidInput(
+        f"There is no export at {output} to go on with; name its --checkpoint, or run the other steps first."
+    )
 
 
 def parse_modes(text: str) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from export.sources import Sources
 from rtprune.manifest import FileEntry, sha256_of
 
 NOTE = "step.json"
+ONE_NAME = ".weights"
+"""Files of weights beside an ONNX graph: onnx takes one with two names for an attack, and refuses it."""
 
 
 class Step(Protocol):
@@ -143,11 +145,14 @@ def _write_note(partial: Path, folder: str, key: str, facts: dict[str, Any]) -> 
 
 
 def link_or_copy(source: str, target: str) -> str:
-    """A second name for a file, or a copy where the disk has no hard links."""
+    """A second name for a file, or a copy where the disk has no hard links or the file may not have two names."""
     try:
-        os.link(source, target)
+        if source.endswith(ONE_NAME):
+            shutil.copyfile(source, target)
+        else:
+            os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
     return target
 
 

@@ -14,7 +14,10 @@ from export.family import NEWLINE, SEPARATOR, VISION_PREFIXES, transformers_conf
 from rtprune.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrModel
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+        UnlimitedOcrForConditionalGeneration,
+        UnlimitedOcrModel,
+    )
 
 
 def load_vision(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrModel:
@@ -80,3 +83,22 @@ def sample_images(side: int, count: int) -> NDArray[np.uint8]:
                 if random.random() < 0.7:
                     image[top : top + 6, left : left + 6] = random.integers(0, 128)
     return images
+
+
+def load_model(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrForConditionalGeneration:
+    """The whole model in FP32. Raises InvalidInput when transformers finds a weight missing."""
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
+
+    model, loaded = quietly(
+        UnlimitedOcrForConditionalGeneration.from_pretrained,
+        checkpoint.folder,
+        config=transformers_config(checkpoint.architecture, image_token_id),
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if loaded["missing_keys"]:
+        raise InvalidInput(
+            f"transformers finds no weight for {min(loaded['missing_keys'])} in {checkpoint.folder}."
+        )
+    whole: UnlimitedOcrForConditionalGeneration = model.eval()
+    return whole

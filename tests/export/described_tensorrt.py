@@ -160,7 +160,8 @@ def _build(self: Any, network: Any, config: Any, _: Any = None) -> Any:
     assert network.state["flags"] & 1 << 1, "the network isn't strongly typed"
     assert config.state["profiles"], "a free batch needs a profile"
     config.state["cache"].state["content"] += b" timed"
-    graph = base64.b64encode(Path(network.state["graph"]).read_bytes()).decode()
+    # A plan holds its weights, wherever the graph had them.
+    graph = base64.b64encode(onnx.load(network.state["graph"]).SerializeToString()).decode()
     content = json.dumps({"graph": graph, "profiles": config.state["profiles"]}).encode()
     return self.module.IHostMemory.bare(content=b"PLAN" + content)
 

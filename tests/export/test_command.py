@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -56,7 +57,7 @@ def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
     assert set(manifest.sources) == {"config.json", "tokenizer.json", "model-00001-of-000001.safetensors"}
     assert manifest.versions["torch"]
     assert manifest.decoder.precision == "fp32"
-    named = {file.path for file in manifest.files()} | {MANIFEST, REPORT, "sources.json"}
+    named = {file.path for file in manifest.files()} | {MANIFEST, REPORT, "sources.json", "job.json"}
     steps = {path for path in content(random_engines) if path.endswith("/step.json")}
     assert set(content(random_engines)) == named | steps, "nothing lies about that the manifest doesn't name"
     checks = json.loads((random_engines / REPORT).read_text())["checks"]
@@ -77,13 +78,16 @@ def test_the_second_time_nothing_is_done(engines, random_checkpoint, capsys):
 
 def test_a_changed_setting_repeats_its_step_and_keeps_one_step_back(engines, random_checkpoint, capsys):
     before = content(engines)
-    inode = (engines / "vision" / "vision.weights").stat().st_ino
+    inode = (engines / "vision" / "vision-512.onnx").stat().st_ino
     assert call(random_checkpoint, engines, "all", "--decoder-precision", "bf16") == 0
     said = capsys.readouterr().err
     assert "vision graphs (512 px, fp32): up to date" in said
     assert "decoder weights for PyTorch (bf16): up to date" not in said
     assert Manifest.load(engines).decoder.precision == "bf16"
-    assert (engines / "vision" / "vision.weights").stat().st_ino == inode
+    assert (engines / "vision" / "vision-512.onnx").stat().st_ino == inode, "linked, not written again"
+    onnx.checker.check_model(
+        str(engines / "vision" / "vision-512.onnx")
+    )  # which refuses weights with two names
     assert content(engines.with_name("engines.previous")) == before
     assert not engines.with_name("engines.staging").exists()
 
