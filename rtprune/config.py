@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from rtprune.errors import InvalidInput
@@ -43,29 +44,22 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         if self.retention is not None:
-            _check("retention", self.retention, 0.0 < self.retention <= 1.0, "above 0 and at most 1")
-            if round(self.retention, 6) == 0.0:
-                raise InvalidInput(f"retention must be at least 0.000001; got {self.retention!r}.")
+            _check("retention", self.retention, 5e-7, 1.0, "above 0 and at most 1, to 6 decimals")
         # Below 0.01 exp(S / epsilon) leaves the range of float64 and its reciprocal.
-        _check("epsilon", self.epsilon, self.epsilon >= 0.01, "at least 0.01")
-        _check("dustbin", self.dustbin, -1.0 <= self.dustbin <= 1.0, "from -1 to 1, like a cosine")
-        _check("alpha", self.alpha, self.alpha >= 0.0, "at least 0")
-        _check(
-            "iterations",
-            self.iterations,
-            self.iterations == int(self.iterations) > 0,
-            "a whole number above 0",
-        )
-        _check("tolerance", self.tolerance, self.tolerance >= 0.0, "at least 0")
-        _check("edge_threshold", self.edge_threshold, self.edge_threshold >= 0.0, "at least 0")
+        _check("epsilon", self.epsilon, 0.01, math.inf, "at least 0.01")
+        _check("dustbin", self.dustbin, -1.0, 1.0, "from -1 to 1, like a cosine")
+        _check("alpha", self.alpha, 0.0, math.inf, "at least 0")
+        _check("iterations", self.iterations, 1, math.inf, "a whole number above 0", whole=True)
+        _check("tolerance", self.tolerance, 0.0, math.inf, "at least 0")
+        _check("edge_threshold", self.edge_threshold, 0.0, math.inf, "at least 0")
+        _check("seed", self.seed, 0, math.inf, "a whole number, at least 0", whole=True)
         if self.padding not in get_args(Padding):
             raise InvalidInput(f"padding must be zero or replicate; got {self.padding!r}.")
         if self.strategy not in STRATEGIES:
             raise InvalidInput(f"strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}.")
-        if self.seed != int(self.seed) or self.seed < 0:
-            raise InvalidInput(f"seed must be a whole number, at least 0; got {self.seed!r}.")
 
 
-def _check(name: str, value: float, allowed: bool, rule: str) -> None:
-    if not (math.isfinite(value) and allowed):
+def _check(name: str, value: object, low: float, high: float, rule: str, *, whole: bool = False) -> None:
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
         raise InvalidInput(f"{name} must be {rule}; got {value!r}.")

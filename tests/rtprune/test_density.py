@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtprune import text_density
+from rtprune import PruneConfig, text_density
 from rtprune.errors import InvalidInput
 
 
@@ -39,9 +39,42 @@ def test_it_is_the_literal_definition(seed: int, padding: str, contrast: int) ->
     view = (128 + rng.integers(-contrast // 2, contrast // 2 + 1, (96, 64, 3))).clip(0, 255).astype(np.uint8)
     grid = (3, 2)
     expected = literal(view, grid, padding)
-    assert text_density(view, grid, padding=padding) == pytest.approx(expected, abs=2e-4)  # type: ignore[arg-type]
-    tensor = text_density(torch.from_numpy(view), grid, padding=padding)  # type: ignore[arg-type]
-    assert tensor == pytest.approx(expected, abs=2e-4)
+    density = text_density(view, grid, padding=padding)  # type: ignore[arg-type]
+    # A colour may lie on the threshold itself; one pixel in a 96 x 64 page is 1.6e-4.
+    assert density == pytest.approx(expected, abs=2e-4)
+    assert text_density(torch.from_numpy(view), grid, padding=padding) == density  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["zero", "replicate"]), st.sampled_from([3, 40, 255]))
+def test_a_grey_page_is_exact(seed: int, padding: str, contrast: int) -> None:
+    rng = np.random.default_rng(seed)
+    grey = (128 + rng.integers(-contrast // 2, contrast // 2 + 1, (96, 64, 1))).clip(0, 255).astype(np.uint8)
+    view = np.repeat(grey, 3, axis=2)
+    assert text_density(view, (3, 2), padding=padding) == literal(view, (3, 2), padding)  # type: ignore[arg-type]
+
+
+def test_the_configuration_is_where_threshold_and_padding_come_from() -> None:
+    view = np.full((64, 64, 3), 255, np.uint8)
+    config = PruneConfig(padding="replicate", edge_threshold=0.3)
+    assert text_density(view, (1, 1), config) == 0
+    assert text_density(view, (1, 1), config, padding="zero") > 0
+    assert text_density(view, (1, 1), PruneConfig(edge_threshold=5.0)) == 0
+
+
+@pytest.mark.parametrize("layout", ["strided", "mirrored", "read-only", "column-major"])
+def test_any_memory_layout_will_do(layout: str) -> None:
+    view = np.random.default_rng(3).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    expected = text_density(view, (2, 2))
+    if layout == "strided":
+        other = np.repeat(view, 2, axis=1)[:, ::2]
+    elif layout == "mirrored":
+        other = np.ascontiguousarray(view[::-1])[::-1]
+    elif layout == "column-major":
+        other = np.asfortranarray(view)
+    else:
+        other = view.copy()
+        other.flags.writeable = False
+    assert text_density(other, (2, 2)) == expected
 
 
 def test_a_blank_white_page_counts_its_patches_borders() -> None:
@@ -74,3 +107,13 @@ def test_the_threshold_counts() -> None:
 def test_a_wrong_view_is_refused(view: np.ndarray, grid: tuple[int, int]) -> None:
     with pytest.raises(InvalidInput, match="view must be|does not divide"):
         text_density(view, grid)
+
+
+def test_a_wrong_parameter_is_named() -> None:
+    view = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="^padding must be"):
+        text_density(view, (1, 1), padding="reflect")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^edge_threshold must be"):
+        text_density(view, (1, 1), edge_threshold=-1)
+    with pytest.raises(ValueError, match="^view must be a NumPy array"):
+        text_density(view.tolist(), (1, 1))
