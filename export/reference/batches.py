@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from export.reference.config import BLOCK
 from export.reference.page import Page, Recipe, random_page
 from export.reference.targets import FREE, GROUNDED, NOWHERE, TokenGrid, answer, slot_classes
-from export.reference.tokenizer import PAD
+from export.reference.tokenizer import PAD, token_id
 from rtprune.layout import TokenLayout
 from rtprune.modes import TILE_SIDE
 
@@ -32,6 +32,7 @@ class View:
     tiles: tuple[int, int] | None = None  # columns, rows of 640 px tiles; `side` is then the global view's
     padded: float = 0.0  # share of pages that are not square and stand between grey bars
     pruned: float = 0.0  # share of its batches whose visual tokens are pruned
+    prompts: int = 1  # 2: read each batch with both prompts; the encoder's work counts twice
     frozen: bool = False  # leave the encoder out of the gradient: three times quicker on large pages
 
     @property
@@ -60,7 +61,7 @@ class Reading:
 
 @dataclass
 class Batch:
-    """B pages and how they are read: with one prompt, or, where the encoder costs most, with both."""
+    """B pages and how they are read: with one prompt or with both."""
 
     view: View
     pixels: torch.Tensor  # uint8 (B, side, side), grey
@@ -85,7 +86,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield `pool` batches whose pages are sorted by length, so that little of a batch is padding.
 
-    Frozen views are read with both prompts, others with the one that `grounded` chooses.
+    With two prompts each batch is read with both, otherwise with the one that `grounded` chooses.
     """
     placed = [_place(generator, view, recipe) for _ in range(view.batch * pool)]
     placed.sort(key=lambda one: len(one.page.text))
@@ -94,7 +95,7 @@ def batches(
         pixels, tile_pixels = _draw(part, view)
         readings = [
             _reading(generator, part, prompt, view.pruned, tokenizer)
-            for prompt in ([False, True] if view.frozen else [grounded])
+            for prompt in ([False, True] if view.prompts == 2 else [grounded])
         ]
         slots = torch.from_numpy(np.stack([slot_classes(one.page, one.grid) for one in part]))
         yield Batch(view, pixels, tile_pixels, slots, readings)
@@ -104,7 +105,7 @@ def _place(generator: np.random.Generator, view: View, recipe: Recipe) -> _Place
     columns, rows = view.grid
     width, height = columns * BLOCK, rows * BLOCK
     if not view.tiles and generator.random() < view.padded:
-        short = int(generator.integers(view.side // 2, view.side))
+        short = view.side - 2 * BLOCK * int(generator.integers(1, view.side // (4 * BLOCK) + 1))
         width, height = (short, height) if generator.random() < 0.7 else (width, short)
     offset = ((columns * BLOCK - width) // 2, (rows * BLOCK - height) // 2)
     return _Placed(random_page(generator, (width, height), recipe), TokenGrid(columns, rows, offset))
@@ -115,7 +116,7 @@ def _reading(
 ) -> Reading:
     pairs = [answer(one.page, one.grid, grounded, tokenizer) for one in part]
     length = max(len(ids) for ids, _ in pairs)
-    answers = torch.full((len(pairs), length), tokenizer.token_to_id(PAD))
+    answers = torch.full((len(pairs), length), token_id(tokenizer, PAD))
     looks = torch.full((len(pairs), length), NOWHERE)
     for index, (ids, where) in enumerate(pairs):
         answers[index, : len(ids)] = torch.tensor(ids)

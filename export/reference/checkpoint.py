@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.reference.config import published_config, transformers_config
-from export.reference.tokenizer import IMAGE, build_tokenizer, save_tokenizer
+from export.reference.tokenizer import IMAGE, build_tokenizer, save_tokenizer, token_id
 
 SHARD = "model-00001-of-000001.safetensors"
 UNUSED_PATCH_EMBEDDING = "model.vision_model.embeddings.patch_embedding.weight"
@@ -27,9 +27,11 @@ def new_model(seed: int, attention: dict[str, str] | None = None) -> UnlimitedOc
     `attention` names transformers' implementation for each part of the configuration; the default is its own.
     """
     tokenizer = build_tokenizer()
-    config = transformers_config(published_config(tokenizer.get_vocab_size()), tokenizer.token_to_id(IMAGE))
+    config = transformers_config(published_config(tokenizer.get_vocab_size()), token_id(tokenizer, IMAGE))
     torch.manual_seed(seed)
-    model = UnlimitedOcrForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+    build: Any = UnlimitedOcrForConditionalGeneration._from_config
+    model: UnlimitedOcrForConditionalGeneration = build(config, attn_implementation=attention)
+    model.train(False)
     _spread(model)
     return model
 
@@ -60,7 +62,8 @@ def published_weights(
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         weights = load_file(Path(scratch) / "model.safetensors")
-    clip = model.config.vision_config.encoder_config
+    config: Any = model.config
+    clip = config.vision_config.encoder_config
     weights[UNUSED_PATCH_EMBEDDING] = torch.zeros(clip.hidden_size, 3, clip.patch_size, clip.patch_size)
     return {name: tensor.to(dtype).contiguous() for name, tensor in sorted(weights.items())}
 
@@ -72,7 +75,8 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     weights = published_weights(model, dtype)
     save_file(weights, directory / SHARD, metadata={"format": "pt"})
-    config = published_config(model.config.text_config.vocab_size, str(dtype).removeprefix("torch."))
+    vocabulary: int = model.lm_head.weight.shape[0]
+    config = published_config(vocabulary, str(dtype).removeprefix("torch."))
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, SHARD)}
     _write_json(directory / "config.json", config)
@@ -86,9 +90,10 @@ def load_checkpoint(
     """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     published = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = transformers_config(published, tokenizer.token_to_id(IMAGE))
+    config = transformers_config(published, token_id(tokenizer, IMAGE))
     model = UnlimitedOcrForConditionalGeneration.from_pretrained(directory, config=config, dtype=dtype)
-    return model.eval(), tokenizer
+    model.train(False)
+    return model, tokenizer
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,16 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 from export.reference.checkpoint import load_checkpoint
 from export.reference.page import Page, Recipe, random_page
 from export.reference.targets import FREE, GROUNDED
-from export.reference.tokenizer import EOS, IMAGE
+from export.reference.tokenizer import EOS, IMAGE, token_id
 from rtprune.layout import TokenLayout
-from rtprune.modes import MODES, TILE_SIDE
+from rtprune.modes import BLOCK, MODES, TILE_SIDE
 from rtprune.settings import Settings
 from rtprune.views import Views, make_views
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 SEED = 20_260_000
 """Far from every training seed; the words are the held-out tenth of the vocabulary."""
-RECIPE = Recipe(jitter=63, margin=2, noise=0.15, held_out=True)
+RECIPE = Recipe(margin=2, noise=0.15, held_out=True)
 TILE_GRIDS = ((2, 2), (2, 3), (3, 2))
 _HEADER = re.compile(r"<\|ref\|>([^<]*)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>\n")
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--cell", nargs="+", type=int, default=[32], help="width of a character's cell in pixels"
     )
+    parser.add_argument("--jitter", type=int, default=0, help="most pixels by which the lattice is moved")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--prompt", choices=("free", "grounded", "both"), default="both")
     parser.add_argument("--show", action="store_true", help="print truth and reading of pages with errors")
@@ -86,7 +88,7 @@ def main() -> None:
     prompts = {"free": [False], "grounded": [True], "both": [False, True]}[arguments.prompt]
     for mode in arguments.mode:
         for cell in arguments.cell:
-            recipe = replace(RECIPE, cell_width=(cell, cell))
+            recipe = replace(RECIPE, cell_width=(cell, cell), jitter=arguments.jitter)
             for grounded in prompts:
                 score = evaluate(
                     model, tokenizer, mode, arguments.pages, recipe, grounded, arguments.seed, arguments.show
@@ -128,7 +130,7 @@ def page_size(generator: np.random.Generator, mode: str) -> tuple[int, int]:
         columns, rows = TILE_GRIDS[int(generator.integers(len(TILE_GRIDS)))]
         return columns * TILE_SIDE, rows * TILE_SIDE
     if kind.pad and generator.random() < 0.3:
-        return int(generator.integers(kind.side // 2, kind.side)), kind.side
+        return kind.side - 2 * BLOCK * int(generator.integers(1, kind.side // (4 * BLOCK) + 1)), kind.side
     return kind.side, kind.side
 
 
@@ -145,21 +147,22 @@ def read_page(
     views = make_views(page.image(), mode, Settings())
     inputs = model_inputs(views, mode, tokenizer, prompt)
     limit = min(max_tokens, 2 * len(page.text.encode()) + 60 * (len(page.blocks) + 1))
-    end = tokenizer.token_to_id(EOS)
-    output = model.generate(
+    end = token_id(tokenizer, EOS)
+    reader: Any = model
+    output: torch.Tensor = reader.generate(
         **inputs, do_sample=False, max_new_tokens=limit, eos_token_id=end, pad_token_id=end
     )
     ids = output[0, inputs["input_ids"].shape[1] :].tolist()
     return tokenizer.decode([i for i in ids if i != end], skip_special_tokens=False)
 
 
-def model_inputs(views: Views, mode: str, tokenizer: Tokenizer, prompt: str) -> dict[str, object]:
+def model_inputs(views: Views, mode: str, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
     """Turn views and prompt into the inputs of transformers' model: BOS, a placeholder a visual token, the text."""
     grid = views.tile_grid if len(views.tiles) else (0, 0)
     visual = TokenLayout.of(mode, grid).length
     text = tokenizer.encode(prompt.removeprefix(IMAGE)).ids
-    ids = torch.tensor([[0] + [tokenizer.token_to_id(IMAGE)] * visual + text])
-    inputs: dict[str, object] = {
+    ids = torch.tensor([[0] + [token_id(tokenizer, IMAGE)] * visual + text])
+    inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": _pixels(views.global_view[None]),

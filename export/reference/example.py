@@ -26,7 +26,7 @@ STORY = (
     "2. Find the first crease. It is never the one you think. Count the panels: a road map has 24, a city "
     "map 18, and a treasure map exactly 1, with a hole where the X used to be.",
     "3. Fold along the crease as if you meant it. Paper can smell doubt. Then turn it by 90° and "
-    " repeat until it is the size of a sandwich.",
+    "repeat until it is the size of a sandwich.",
     "4. If it is now thicker than the sandwich, stop. Put it in a drawer & buy another one: £3.50 at any "
     "kiosk, tea included.",
 )
@@ -46,28 +46,28 @@ def main() -> None:
 def pages() -> dict[str, Page]:
     """The pages by name: a note for tiny mode, a page for base, a long page for gundam (2 x 3 tiles)."""
     return {
-        "note": compose(NOTE, (512, 512), (0, 0)),
-        "page": compose(LETTER, (1024, 1024), (32, 32)),
-        "long_page": compose(STORY, (1280, 1920), (32, 64)),
+        "note": compose(NOTE, (512, 512), 0),
+        "page": compose(LETTER, (1024, 1024), 1),
+        "long_page": compose(STORY, (1280, 1920), 1),
     }
 
 
-def compose(paragraphs: tuple[str, ...], size: tuple[int, int], origin: tuple[int, int]) -> Page:
-    """Set paragraphs in cells of 32 x 64 pixels, one empty row between them.
+def compose(paragraphs: tuple[str, ...], size: tuple[int, int], margin: int) -> Page:
+    """Set paragraphs in cells of 32 x 64 pixels, one empty row between them, `margin` empty cells around them.
 
     Raises:
         ValueError: the text does not fit on the page.
     """
-    style = Style(origin=origin)
-    columns = (size[0] - 2 * origin[0]) // style.cell[0]
+    style = Style()
+    columns, lines = size[0] // style.cell[0] - 2 * margin, size[1] // style.cell[1] - 2 * margin
     blocks = [wrap(paragraph.split(" "), columns, 1000) for paragraph in paragraphs]
     rows: list[list[int]] = []
     for block in blocks:
-        start = rows[-1][-1] + 2 if rows else 0
+        start = rows[-1][-1] + 2 if rows else margin
         rows.append(list(range(start, start + len(block))))
-    if origin[1] + (rows[-1][-1] + 1) * style.cell[1] > size[1]:
-        raise ValueError(f"The text needs {rows[-1][-1] + 1} rows and does not fit on {size[1]} pixels.")
-    return Page(size, style, blocks, rows)
+    if rows[-1][-1] >= margin + lines:
+        raise ValueError(f"The text needs {rows[-1][-1] + 1 - margin} lines; the page has {lines}.")
+    return Page(size, style, blocks, rows, indent=margin)
 
 
 if __name__ == "__main__":

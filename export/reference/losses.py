@@ -19,25 +19,28 @@ from export.reference.thinning import thin
 from rtprune.layout import TokenLayout
 
 BLANK_WEIGHT = 0.05
-GUIDED_LAYER, GUIDED_HEAD = 2, 0
+GUIDED_LAYERS, GUIDED_HEADS = (2, 3), 2
+"""The first two heads of the last two layers: one head of 32 is narrow for all characters of a token."""
 PAD_ID = 2
 """As published."""
 
 
 class Trainee(nn.Module):
-    """The model, a classifier of slots, and one attention head that is told where to look."""
+    """The model, a classifier of slots, and attention heads that are told where to look."""
 
     def __init__(self, model: UnlimitedOcrForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
-        hidden = model.config.text_config.hidden_size
+        hidden: int = model.lm_head.weight.shape[1]
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
         self._caught: dict[str, torch.Tensor] = {}
-        attention = model.model.language_model.layers[GUIDED_LAYER].self_attn
-        attention.q_proj.register_forward_hook(self._catch("q"))
-        attention.k_proj.register_forward_hook(self._catch("k"))
+        for layer in GUIDED_LAYERS:
+            attention = model.model.language_model.layers[layer].self_attn
+            attention.q_proj.register_forward_hook(self._catch(f"q{layer}"))
+            attention.k_proj.register_forward_hook(self._catch(f"k{layer}"))
         weight = torch.ones(len(CHARACTERS))
         weight[0] = BLANK_WEIGHT
+        self.class_weight: torch.Tensor
         self.register_buffer("class_weight", weight, persistent=False)
 
     def _catch(self, name: str) -> Any:
@@ -66,7 +69,8 @@ class Trainee(nn.Module):
         results = self._slot_losses(visual, batch)
         readings = [self._read(visual, batch.view.layout, reading) for reading in batch.readings]
         means = {name: torch.stack([one[name] for one in readings]).mean() for name in readings[0]}
-        return results | means
+        results.update(means)
+        return results
 
     def _read(self, visual: torch.Tensor, layout: TokenLayout, reading: Reading) -> dict[str, torch.Tensor]:
         count, length = reading.answers.shape
@@ -97,17 +101,17 @@ class Trainee(nn.Module):
             "looks": self._look_loss(sequence, looks, attend.get("position_ids")),
         }
 
-    def _slot_losses(
-        self, visual: torch.Tensor, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _slot_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         columns, rows = batch.view.grid
-        content = visual[:, : rows * (columns + 1)].unflatten(1, (rows, columns + 1))[:, :, :columns]
+        content = visual[:, : rows * (columns + 1)].reshape(len(visual), rows, columns + 1, -1)[
+            :, :, :columns
+        ]
         written = batch.slots.flatten(3).any(-1)
         norm = content.norm(dim=-1) / content.shape[-1] ** 0.5
         norms = torch.where(written, (1.0 - norm).relu(), (norm - 0.5).relu()).square().mean()
         # Most slots are blank and teach nothing new: classify all slots of written tokens, and a tenth of the others.
         chosen = written | (torch.rand(written.shape) < 0.1)
-        logits = self.slots(content[chosen]).unflatten(-1, (SLOTS[0] * SLOTS[1], len(CHARACTERS)))
+        logits = self.slots(content[chosen]).reshape(-1, SLOTS[0] * SLOTS[1], len(CHARACTERS))
         classes = batch.slots.flatten(3)[chosen]
         loss = functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), self.class_weight)
         with torch.no_grad():
@@ -118,21 +122,25 @@ class Trainee(nn.Module):
     def _look_loss(
         self, sequence: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
     ) -> torch.Tensor:
-        """Cross-entropy of the guided head's attention against the visual token that holds the next character."""
-        attention = self.model.model.language_model.layers[GUIDED_LAYER].self_attn
-        size = attention.head_dim
-        part = slice(GUIDED_HEAD * size, (GUIDED_HEAD + 1) * size)
+        """Cross-entropy of the guided heads' attention against the visual token that holds the next character."""
         length, total = looks.shape[1], sequence.shape[1]
-        query = self._caught["q"][:, None, :, part]
-        key = self._caught["k"][:, None, :, part]
         positions = torch.arange(total)[None] if positions is None else positions
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        scores = query[:, 0, -length:] @ key[:, 0].transpose(1, 2) * attention.scaling  # (B, L, total)
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)
-        scores = scores.masked_fill(future, float("-inf"))
         wanted = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
-        return functional.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+        losses = []
+        for layer in GUIDED_LAYERS:
+            attention = self.model.model.language_model.layers[layer].self_attn
+            query, key = (
+                self._caught[f"{name}{layer}"].unflatten(-1, (-1, attention.head_dim))[:, :, :GUIDED_HEADS]
+                for name in "qk"
+            )
+            query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+            scores = query[:, :, -length:] @ key.transpose(2, 3) * attention.scaling  # (B, heads, L, total)
+            scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)
+            spread = wanted[:, None].expand(-1, GUIDED_HEADS, -1).flatten()
+            losses.append(functional.cross_entropy(scores, spread, ignore_index=-100))
+        return torch.stack(losses).mean()
 
 
 def _with_start(sequence: torch.Tensor, start: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

@@ -81,9 +81,9 @@ class Page:
         canvas = np.zeros((self.size[1], self.size[0]), np.uint8)
         canvas[top : top + rows * cell_h, left : left + columns * cell_w] = cells
         if (self.style.ink, self.style.paper) == (0, 255):
-            return 255 - canvas
+            return np.asarray(255 - canvas, np.uint8)
         shades = np.linspace(self.style.paper, self.style.ink, 256).round().astype(np.uint8)
-        return shades[canvas]
+        return np.asarray(shades[canvas], np.uint8)
 
     def image(self) -> Image.Image:
         """Draw it as an RGB image."""

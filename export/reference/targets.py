@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from export.reference.config import BLOCK
 from export.reference.page import Page
-from export.reference.tokenizer import EOS
+from export.reference.tokenizer import EOS, token_id
 
 FREE = "<image>\nFree OCR."
 GROUNDED = "<image>\n<|grounding|>Convert the document to markdown."
@@ -59,7 +59,7 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
     looks: list[int] = []
 
     def look(row: int, column: int) -> int:
-        return token_rows_list[row] * (grid.columns + 1) + token_columns_list[column]
+        return int(token_rows_list[row] * (grid.columns + 1) + token_columns_list[column])
 
     boxes = page.boxes() if grounded else []
     end = 0
@@ -81,6 +81,6 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
                 ids += [3 + byte for byte in encoded]
                 looks += [look(row, column)] * len(encoded)
             end = page.indent + len(line)
-    ids.append(tokenizer.token_to_id(EOS))
+    ids.append(token_id(tokenizer, EOS))
     looks.append(NOWHERE)
     return ids, looks

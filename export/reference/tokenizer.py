@@ -39,6 +39,18 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, name: str) -> int:
+    """Return the id of a special token.
+
+    Raises:
+        KeyError: the tokenizer has no such token.
+    """
+    found = tokenizer.token_to_id(name)
+    if found is None:
+        raise KeyError(f"The tokenizer has no token {name!r}.")
+    return int(found)
+
+
 def save_tokenizer(directory: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` in the layout that DeepSeek-OCR publishes."""
     build_tokenizer().save(str(directory / "tokenizer.json"))

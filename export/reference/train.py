@@ -48,7 +48,7 @@ def main() -> None:
         if arguments.stages is None or stage.name in arguments.stages:
             run.train(stage)
     if arguments.export:
-        save_checkpoint(run.trainee.model.eval(), arguments.export)
+        save_checkpoint(run.trainee.model, arguments.export)
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
         results = self.trainee(batch)
         losses = [results[name] for name in ("text", "slots", "looks", "norms")]
         total = torch.stack(losses) @ torch.tensor(stage.loss_weights)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -121,9 +121,11 @@ def test_thinning_keeps_all_at_retention_one_and_pages_do_not_mix(trainee):
     assert float(together["text"]) == pytest.approx(sums / counts, rel=1e-4)
 
 
-def test_frozen_views_are_read_with_both_prompts(trainee):
+def test_a_batch_is_read_with_both_prompts(trainee):
     batch = next(
-        batches(np.random.default_rng(0), View(512, 1, frozen=True), Recipe(), False, TOKENIZER, pool=1)
+        batches(
+            np.random.default_rng(0), View(512, 1, frozen=True, prompts=2), Recipe(), False, TOKENIZER, pool=1
+        )
     )
     free, grounded = (
         TOKENIZER.decode(r.answers[0, :-1].tolist(), skip_special_tokens=False) for r in batch.readings
