@@ -333,7 +333,7 @@ def loop_symbols(source: random.Random, copies: int) -> str:
 
 def loop_small_changes(source: random.Random, copies: int) -> str:
     """A line of which one word or sign changes now and then, or that gains or loses one."""
-    line = [word(source) for _ in range(source.randint(10, 18))]
+    line = [word(source) + source.choice(SYLLABLES) for _ in range(source.randint(10, 18))]
     others = [word(source) for _ in range(3)]
     out = []
     for _ in range(copies):
