@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.reference.batches import Batch, batches
-from export.reference.checkpoint import new_model, save_checkpoint
+from export.reference.checkpoint import load_checkpoint, new_model, save_checkpoint
 from export.reference.losses import Trainee
 from export.reference.stages import STAGES, Stage
 from export.reference.tokenizer import build_tokenizer
@@ -38,12 +38,13 @@ def main() -> None:
     parser.add_argument(
         "--stages", nargs="*", choices=[s.name for s in STAGES], help="default: all, in order"
     )
+    parser.add_argument("--start", type=Path, help="checkpoint whose weights a new state starts from")
     parser.add_argument("--export", type=Path, help="write the checkpoint here after the last stage")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     keep_memory()
-    run = Run(arguments.work, arguments.seed)
+    run = Run(arguments.work, arguments.seed, arguments.start)
     for stage in STAGES:
         if arguments.stages is None or stage.name in arguments.stages:
             run.train(stage)
@@ -54,12 +55,14 @@ def main() -> None:
 class Run:
     """The trainee, its optimizer and how far each stage has come, kept in one folder as safetensors and JSON."""
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: int, start: Path | None = None) -> None:
         self.work, self.seed = work, seed
         self.tokenizer = build_tokenizer()
         # Eager: with a bias that needs gradients, PyTorch's fused attention falls back to slower steps on CPU.
         model = new_model(seed, {"vision_config": "eager", "text_config": "sdpa"})
         model.set_experts_implementation("grouped_mm")
+        if start is not None:
+            model.load_state_dict(load_checkpoint(start)[0].state_dict())
         self.trainee = Trainee(model.train())
         self.optimizer = make_optimizer(self.trainee)
         self.done: dict[str, int] = {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.reference.batches import Reading, View, batches
-from export.reference.checkpoint import new_model
+from export.reference.checkpoint import new_model, save_checkpoint
 from export.reference.config import BLOCK
 from export.reference.evaluate import model_inputs
 from export.reference.losses import Trainee
@@ -164,6 +164,14 @@ def test_a_run_learns_and_resumes(tmp_path):
         assert torch.equal(a, b), name
         state = first.optimizer.state.get(a, {})
         assert all(torch.equal(state[key], again.optimizer.state[b][key]) for key in state)
+
+
+def test_a_run_starts_from_a_checkpoint(tmp_path):
+    save_checkpoint(new_model(9), tmp_path / "checkpoint", torch.float32)
+    run = Run(tmp_path / "run", 0, tmp_path / "checkpoint")
+    expected = dict(new_model(9).named_parameters())
+    for name, parameter in run.trainee.model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
 
 
 def test_the_same_batch_again_and_again_is_learnt():
