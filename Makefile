@@ -70,4 +70,4 @@ figures: engines ## the README's figures
 
 .PHONY: clean
 clean: ## remove the engines and what the tools left, not the virtual environment
-	rm -rf $(ENGINES) $(ENGINES).previous build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(ENGINES) $(ENGINES).previous $(ENGINES).staging $(ENGINES).lock build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     vision_threads: int = Field(
         0, ge=0, description="Threads of ONNX Runtime on a CPU; 0 is one per core that the process may use."
     )
+    vision_copied_mib: int = Field(
+        256,
+        ge=0,
+        description="MiB of vision weights up to which ONNX Runtime keeps a faster copy for each input size; "
+        "DeepSeek-OCR's 1,557 are shared instead, for 1.6 GB in all in place of 6.2, and 6 to 11 % more time.",
+    )
 
     # How the decoder runs
     max_running: int = Field(

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from rtprune.settings import Settings
 
 
-def new_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph. threads: 0 for one per core that this process may use. Raises EngineError."""
+def new_session(path: Path, threads: int, *, in_place: bool = False) -> onnxruntime.InferenceSession:
+    """Open a graph. Raises EngineError.
+
+    threads: 0 for one per core that this process may use. in_place: read weights where their file is mapped,
+        which all sessions share, instead of keeping a copy in the order that the processor likes best.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -29,6 +33,8 @@ def new_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # Spinning threads would take the cores that the decoder, in another process, needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if in_place:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types aren't public
@@ -54,7 +60,11 @@ class OnnxRuntimeEngine:
     @classmethod
     def open(cls, manifest: Manifest, entry: VisionEntry, settings: Settings) -> OnnxRuntimeEngine:
         """Open the entry's graph. Raises EngineError when ONNX Runtime or the graph isn't usable."""
-        return cls(new_session(manifest.path(entry.file), settings.vision_threads), entry.side)
+        weights = sum(file.bytes for file in entry.companions)
+        in_place = weights > settings.vision_copied_mib * 2**20
+        return cls(
+            new_session(manifest.path(entry.file), settings.vision_threads, in_place=in_place), entry.side
+        )
 
     @property
     def side(self) -> int:

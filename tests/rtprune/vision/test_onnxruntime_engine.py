@@ -68,3 +68,13 @@ def test_threads_come_from_the_settings(random_engines):
     engine = open_engine(manifest, manifest.vision[0], Settings(vision_threads=3))
     assert engine._session.get_session_options().intra_op_num_threads == 3
     engine.close()
+
+
+def test_weights_that_are_shared_give_the_same_tokens(random_engines, engine):
+    manifest = Manifest.load(random_engines)
+    shared = open_engine(manifest, manifest.vision[0], Settings(vision_copied_mib=0))
+    options = shared._session.get_session_options()
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+    images = np.random.default_rng(1).integers(0, 256, (1, 512, 512, 3), np.uint8)
+    np.testing.assert_allclose(shared.encode(images), engine.encode(images), rtol=0, atol=1e-4)
+    shared.close()
