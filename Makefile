@@ -10,7 +10,7 @@ CHECKPOINT ?= export/reference/checkpoint
 ENGINES ?= engines
 MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
-TRUTH ?= examples/page.md
+TRUTH ?= examples/page.txt
 
 .PHONY: help
 help: ## list the tasks
