@@ -10,7 +10,7 @@ from export.progress import bar
 from export.sources import Sources
 from export.steps import code_and_versions
 
-CODE = ("vision.py", "vision_graph.py", "onnx_graph.py")
+CODE = ("vision.py", "vision_graph.py", "onnx_graph.py", "position_tables.py")
 WEIGHTS = "vision.weights"
 BYTES_A_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the customary name)
 
 from export.family import PATCH, WINDOW, Vision
 from export.onnx_graph import GraphWriter, WeightFile
+from export.position_tables import one_hot, relative_positions, resize_positions
 from rtprune.errors import InvalidInput
 from rtprune.modes import BLOCK
 from rtprune.vision.engine import INPUT, OUTPUT
@@ -185,11 +185,11 @@ class _VisionWriter:
         # The query is scaled already; the relative positions want it as it was.
         rows = self.made(
             f"{name}.rel_pos_h@{side}",
-            lambda: self.relative(f"{name}.attn.rel_pos_h", side) * math.sqrt(head),
+            lambda: relative_positions(self.tensors.read(f"{name}.attn.rel_pos_h"), side) * math.sqrt(head),
         )
         columns = self.made(
             f"{name}.rel_pos_w@{side}",
-            lambda: self.relative(f"{name}.attn.rel_pos_w", side) * math.sqrt(head),
+            lambda: relative_positions(self.tensors.read(f"{name}.attn.rel_pos_w"), side) * math.sqrt(head),
         )
         grid = self.reshape(query, scope, -1, heads, side, side, head)
         by_row = g.op("MatMul", grid, rows, scope=f"{scope}/rows")
@@ -236,14 +236,6 @@ class _VisionWriter:
             scores = g.op("Add", scores, self.reshape(bias, scope, -1, heads, rows, n), scope=scope)
             parts.append(g.op("MatMul", self.softmax(scores, scope), value, scope=scope))
         return g.op("Concat", *parts, scope=scope, axis=2) if blocks > 1 else parts[0]
-
-    def relative(self, name: str, side: int) -> torch.Tensor:
-        """The relative position table laid out by query and key, (side queries, head, side keys)."""
-        table = self.tensors.read(name).float()
-        length = 2 * side - 1
-        resized = F.interpolate(table.T[None], size=length, mode="linear")[0].T  # (length, head)
-        offsets = torch.arange(side)[:, None] - torch.arange(side)[None] + side - 1
-        return resized[offsets].transpose(1, 2)
 
     def sam_neck(self, x: str) -> str:
         g, grid, scope = self.g, self.grid, "sam/neck"
@@ -390,23 +382,6 @@ class _VisionWriter:
                 f"{name} holds {tensor.abs().max().item():.4g}, beyond {cast.dtype}; export in bfloat16."
             )
         return self.g.weight(name, cast)
-
-
-def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """A position table (1, from, from, width) at another grid, bicubic with antialiasing as the model does."""
-    if table.shape[1] == grid:
-        return table
-    resized = F.interpolate(
-        table.permute(0, 3, 1, 2), size=(grid, grid), mode="bicubic", align_corners=False, antialias=True
-    )
-    return resized.permute(0, 2, 3, 1)
-
-
-def one_hot(side: int, head: int) -> torch.Tensor:
-    """(1, 1, head + 2 side, side^2): zeros for the head's channels, then each key's row and column."""
-    eye = torch.eye(side)
-    rows, columns = eye.repeat_interleave(side, 1), eye.repeat(1, side)
-    return torch.cat([torch.zeros(head, side * side), rows, columns])[None, None]
 
 
 def block_count(side: int, score_bytes: int, limit: int) -> int:
