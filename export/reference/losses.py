@@ -132,7 +132,9 @@ class Trainee(nn.Module):
         for layer in GUIDED_LAYERS:
             attention = self.model.model.language_model.layers[layer].self_attn
             query, key = (
-                torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[:, :, :GUIDED_HEADS]
+                torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[
+                    :, :, :GUIDED_HEADS
+                ]
                 for name in "qk"
             )
             query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
