@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
+from array_api_compat import is_numpy_array, is_torch_array
 
 from rtprune.config import Padding, PruneConfig
+from rtprune.edges import LUMA, MIDDLE, count_edges
 from rtprune.errors import InvalidInput
-
-LUMA = (299, 587, 114)  # ITU-R BT.601 weights of R, G and B in thousandths
 
 
 def text_density(
@@ -44,57 +43,27 @@ def text_density(
         padding=padding or config.padding,
     )
     _check(view, grid)
-    rows, height = grid[0], view.shape[0] // grid[0]
-    # One row of patches at a time stays in a CPU's cache; a GPU would rather have it all.
-    step = 1 if str(device(view)) == "cpu" else rows
-    bands = (view[row * height : (row + step) * height] for row in range(0, rows, step))
-    edges = sum(_count_edges(band, (step, grid[1]), config) for band in bands)
+    count = count_edges if is_numpy_array(view) else _count_edges_of_tensor
     pixels: int = view.shape[0] * view.shape[1]
-    return int(edges) / pixels
+    return int(count(view, grid, config.edge_threshold, config.padding)) / pixels
 
 
-def _count_edges(band: Any, grid: tuple[int, int], config: PruneConfig) -> Any:
-    """Edge pixels of some rows of patches; nothing is read back from the device.
+def _count_edges_of_tensor(view: Any, grid: tuple[int, int], edge_threshold: float, padding: Padding) -> Any:
+    """`count_edges` on the tensor's own device, whole, as sums of shifted views; nothing is read back."""
+    import torch
+    from torch.nn.functional import pad
 
-    The luma is computed in thousandths of a grey level, 0 to 255,000, where the middle of [-1, 1] is 127,500:
-    sums of eight of them are whole numbers below 2^24, so float32 holds every gradient exactly, in any order of
-    summation, even where a GPU rounds the factors of products to TF32.
-    """
-    xp = array_namespace(band)
-    place = {"dtype": xp.float32, "device": device(band)}
-    (rows, cols), (height, width) = grid, (band.shape[0] // grid[0], band.shape[1] // grid[1])
-    luma = xp.astype(band, xp.float32) @ xp.asarray(LUMA, **place)
-    framed = xp.full((rows, height + 2, cols, width + 2), 127_500.0, **place)
-    framed[:, 1:-1, :, 1:-1] = xp.reshape(luma, (rows, height, cols, width))
-    if config.padding == "replicate":
-        framed[:, 0], framed[:, -1] = framed[:, 1], framed[:, -2]
-        framed[..., 0], framed[..., -1] = framed[..., 1], framed[..., -2]
-    magnitude = _squared_magnitude_by_opencv(framed) if is_numpy_array(framed) else _squared_magnitude(framed)
-    edges = magnitude > (config.edge_threshold * 127_500.0) ** 2
-    return xp.count_nonzero(edges[:, 1:-1, :, 1:-1])
-
-
-def _squared_magnitude(framed: Any) -> Any:
-    """Squared Sobel magnitude of framed patches, (rows, h + 2, cols, w + 2); the frames hold nothing of use."""
-    magnitude = framed * 0
-    smooth = framed[:, :-2] + 2 * framed[:, 1:-1] + framed[:, 2:]
-    magnitude[:, 1:-1, :, 1:-1] = (smooth[..., 2:] - smooth[..., :-2]) ** 2
+    (rows, cols), (height, width) = grid, (view.shape[0] // grid[0], view.shape[1] // grid[1])
+    luma = (
+        sum(channel * weight for channel, weight in zip(view.float().unbind(2), LUMA, strict=True)) - MIDDLE
+    )
+    patches = luma.reshape(rows, height, cols, width).transpose(1, 2).reshape(1, rows * cols, height, width)
+    framed = pad(patches, (1, 1, 1, 1), mode="constant" if padding == "zero" else "replicate")
+    smooth = framed[:, :, :-2] + 2 * framed[:, :, 1:-1] + framed[:, :, 2:]
+    across = smooth[..., 2:] - smooth[..., :-2]
     smooth = framed[..., :-2] + 2 * framed[..., 1:-1] + framed[..., 2:]
-    magnitude[:, 1:-1, :, 1:-1] += (smooth[:, 2:] - smooth[:, :-2]) ** 2
-    return magnitude
-
-
-def _squared_magnitude_by_opencv(framed: Any) -> Any:
-    """The same over all patches side by side, as one image."""
-    import cv2
-
-    flat = framed.reshape(framed.shape[0] * framed.shape[1], -1)
-    across = cv2.Sobel(flat, cv2.CV_32F, 1, 0, ksize=3)
-    down = cv2.Sobel(flat, cv2.CV_32F, 0, 1, ksize=3)
-    across *= across
-    down *= down
-    across += down
-    return across.reshape(framed.shape)
+    down = smooth[:, :, 2:] - smooth[:, :, :-2]
+    return torch.count_nonzero(torch.sqrt(across * across + down * down) > edge_threshold * MIDDLE)
 
 
 def _check(view: Any, grid: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,12 +16,14 @@ from rtprune.layout import TokenLayout
 from rtprune.selection import SELECTORS, Candidates
 from rtprune.transport import transport_plan
 
+# Norms beyond these are computed again on scaled tokens: their squares would leave the range of float32.
+_SMALLEST_SAFE, _LARGEST_SAFE = 1e-12, 1e12
+
 
 class PagePruning:
     """A page under way: built, then `read_statistics`, `select_and_merge` and `gather`, in this order.
 
-    Everything is computed in float32, on tokens scaled by a power of two so that the largest entry lies in
-    [1, 2): no norm overflows or vanishes, and no digit changes.
+    Everything is computed in float32.
 
     Attributes:
         layout: of the unpruned sequence.
@@ -30,32 +33,40 @@ class PagePruning:
 
     def __init__(self, tokens: Any, layout: TokenLayout) -> None:
         _check(tokens, layout)
-        self.tokens, self.layout = tokens, layout
+        self.layout = layout
         self.chosen: Any = None
         self.plan: Any | None = None
+        self._tokens = tokens
+        self._scale = 1.0
         self._merged: Any | None = None
-        self._xp = xp = array_namespace(tokens)
+        self._xp = array_namespace(tokens)
         self._place = {"device": device(tokens)}
-        self._content_at, self._newline_at, self._row_of = _indices(layout, xp, device(tokens))
-        # float64 is scaled before it is narrowed, half precision after it is widened.
-        self._working = xp.float64 if tokens.dtype == xp.float64 else xp.float32
-        largest = xp.astype(xp.max(xp.abs(tokens)), xp.float64)
-        some = xp.isfinite(largest) & (largest > 0)
-        self._scale = xp.astype(
-            xp.where(some, 2.0 ** xp.floor(xp.log2(xp.where(some, largest, 1.0))), 1.0), self._working
-        )
-        content = xp.astype(xp.take(tokens, self._content_at, axis=0), self._working)
-        content /= self._scale
+        self._compare()
+
+    def _compare(self) -> None:
+        """Queue the norms and the cosines of all content tokens, and what is to be read of them."""
+        xp = self._xp
+        self._content_at, self._newline_at, self._row_of = _indices(self.layout, xp, self._place["device"])
+        content = xp.take(self._tokens, self._content_at, axis=0)
+        if self._scale != 1.0:
+            content = xp.astype(content, xp.float64) / self._scale
         self._content = xp.astype(content, xp.float32, copy=False)  # (N, D)
-        self._norms = xp.linalg.vector_norm(self._content, axis=1)
+        self._norms = xp.sqrt(xp.sum(self._content * self._content, axis=1))
         # A token of zeros has cosine 0 with everything, not NaN.
         inverse = xp.where(self._norms > 0, 1.0 / xp.where(self._norms > 0, self._norms, 1.0), 0.0)
         self._cosines = self._content @ self._content.T  # (N, N)
         self._cosines *= inverse[:, None]
         self._cosines *= inverse[None, :]
         every, own = xp.reshape(self._cosines, (-1,)), xp.linalg.diagonal(self._cosines)
-        # phi2 * N * (N - 1), and the largest entry, which shows whether every token was finite.
-        self._statistics = xp.stack([xp.astype(every @ every - own @ own, xp.float64), largest])
+        fixed = [xp.take(self._tokens, self._newline_at, axis=0), self._tokens[-1:, :]]
+        # phi2 * N * (N - 1), the largest norm, and 0 if newlines and separator are finite.
+        self._statistics = xp.stack(
+            [
+                every @ every - own @ own,
+                xp.max(self._norms),
+                xp.astype(xp.sum(xp.concat(fixed) * 0), xp.float32),
+            ]
+        )
 
     @staticmethod
     def read_statistics(pages: Sequence[PagePruning]) -> list[float]:
@@ -67,13 +78,23 @@ class PagePruning:
         if len({(page._xp, page._place["device"]) for page in pages}) > 1:
             raise InvalidInput("tokens of one batch must be of one kind, on one device.")
         read = pages[0]._xp.stack([page._statistics for page in pages]).tolist()
-        similarities = []
-        for page, (squares, largest) in zip(pages, read, strict=True):
-            if not np.isfinite(largest) or not np.isfinite(squares):
+        return [page._similarity(*numbers) for page, numbers in zip(pages, read, strict=True)]
+
+    def _similarity(self, squares: float, largest_norm: float, fixed: float) -> float:
+        if self._scale == 1.0 and not (
+            _SMALLEST_SAFE < largest_norm < _LARGEST_SAFE and math.isfinite(squares + fixed)
+        ):
+            # Nothing that a page holds: zeros, NaN or infinity, or a scale beyond float32's squares. A power of
+            # two brings the largest entry into [1, 2) and changes no digit.
+            largest = float(self._xp.max(self._xp.abs(self._tokens)))
+            if not math.isfinite(largest):
                 raise InvalidInput("tokens must be finite; there is a NaN or an infinity among them.")
-            pairs = page.layout.content_count * (page.layout.content_count - 1)
-            similarities.append(min(1.0, max(0.0, squares / pairs)) if pairs else 0.0)
-        return similarities
+            if largest > 0.0:
+                self._scale = 2.0 ** math.floor(math.log2(largest))
+                self._compare()
+                squares = float(self._statistics[0])
+        pairs = self.layout.content_count * (self.layout.content_count - 1)
+        return min(1.0, max(0.0, squares / pairs)) if pairs else 0.0
 
     def select_and_merge(self, kept: int, config: PruneConfig) -> None:
         """Choose `kept` content tokens, and give them what the transport plan brings of the others."""
@@ -96,8 +117,8 @@ class PagePruning:
             tolerance=config.tolerance,
         )
         # v_i + alpha * sum over pruned j of P_ij v_j, raw v_j, no renormalisation.
-        self._merged = xp.astype(self.plan, xp.float32) @ xp.take(self._content, gone, axis=0)
-        self._merged *= config.alpha
+        shares = xp.astype(self.plan * config.alpha, xp.float32)
+        self._merged = shares @ xp.take(self._content, gone, axis=0)
         self._merged += xp.take(self._content, self.chosen, axis=0)
 
     def gather(self) -> tuple[Any, Any]:
@@ -108,7 +129,7 @@ class PagePruning:
         """
         xp = self._xp
         if self.chosen.shape[0] == self.layout.content_count:
-            return self.tokens, xp.arange(self.layout.length, dtype=xp.int64, **self._place)
+            return self._tokens, xp.arange(self.layout.length, dtype=xp.int64, **self._place)
         row_stays = xp.zeros(self._newline_at.shape[0], dtype=xp.bool, **self._place)
         row_stays[xp.take(self._row_of, self.chosen)] = True
         row_stays[0] = True
@@ -118,9 +139,11 @@ class PagePruning:
         chosen_at = xp.take(self._content_at, self.chosen)
         stays[chosen_at] = True
         positions = xp.nonzero(stays)[0]
-        tokens = xp.take(self.tokens, positions, axis=0)
+        tokens = xp.take(self._tokens, positions, axis=0)
         if self._merged is not None:
-            merged = xp.astype(self._merged, self._working, copy=False) * self._scale
+            merged = self._merged
+            if self._scale != 1.0:
+                merged = xp.astype(merged, xp.float64) * self._scale
             rank = xp.cumulative_sum(xp.astype(stays, xp.int64)) - 1
             tokens[xp.take(rank, chosen_at)] = xp.astype(merged, tokens.dtype, copy=False)
         return tokens, positions
@@ -139,7 +162,8 @@ def _indices(layout: TokenLayout, xp: Any, place: Any) -> tuple[Any, Any, Any]:
 def _check(tokens: Any, layout: TokenLayout) -> None:
     if not (is_numpy_array(tokens) or is_torch_array(tokens)):
         raise InvalidInput(f"tokens must be a NumPy array or a torch tensor; got {type(tokens).__name__}.")
-    if "float" not in str(tokens.dtype):
+    xp = array_namespace(tokens)
+    if not xp.isdtype(tokens.dtype, "real floating"):
         raise InvalidInput(f"tokens must be floating point; got {tokens.dtype}.")
     if len(tokens.shape) != 2 or tokens.shape[0] != layout.length or tokens.shape[1] < 1:
         raise InvalidInput(

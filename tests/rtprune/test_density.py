@@ -53,6 +53,25 @@ def test_a_grey_page_is_exact(seed: int, padding: str, contrast: int) -> None:
     assert text_density(view, (3, 2), padding=padding) == literal(view, (3, 2), padding)  # type: ignore[arg-type]
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["zero", "replicate"]), st.floats(0.02, 3.0))
+def test_grey_rows_above_coloured_ones_at_any_threshold(seed: int, padding: str, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    view = np.repeat(rng.integers(0, 256, (96, 48, 1)).astype(np.uint8), 3, axis=2)
+    view[50:, 20:, 2] ^= rng.integers(0, 2, (46, 28)).astype(np.uint8)
+    density = text_density(view, (3, 3), padding=padding, edge_threshold=threshold)  # type: ignore[arg-type]
+    assert density == pytest.approx(literal(view, (3, 3), padding, threshold), abs=4e-4)
+    tensor = text_density(torch.from_numpy(view), (3, 3), padding=padding, edge_threshold=threshold)  # type: ignore[arg-type]
+    assert density == pytest.approx(tensor, abs=4e-4)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("padding", ["zero", "replicate"])
+def test_patches_of_a_few_pixels(side: int, padding: str) -> None:
+    grey = np.random.default_rng(side).integers(100, 156, (4 * side, 3 * side, 1)).astype(np.uint8)
+    view = np.repeat(grey, 3, axis=2)
+    assert text_density(view, (4, 3), padding=padding) == literal(view, (4, 3), padding)  # type: ignore[arg-type]
+
+
 def test_the_configuration_is_where_threshold_and_padding_come_from() -> None:
     view = np.full((64, 64, 3), 255, np.uint8)
     config = PruneConfig(padding="replicate", edge_threshold=0.3)
