@@ -29,7 +29,7 @@ SEED = 20_260_000
 """Far from every training seed; the words are the held-out tenth of the vocabulary."""
 RECIPE = Recipe(margin=2, noise=0.15, held_out=True)
 TILE_GRIDS = ((2, 2), (2, 3), (3, 2))
-_HEADER = re.compile(r"<\|ref\|>([^<]*)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>\n")
+HEADER = re.compile(r"<\|ref\|>([^<]*)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>\n")
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Score:
     def add(self, page: Page, read: str, grounded: bool) -> None:
         """Compare what was read with the page's truth."""
         if grounded:
-            boxes = [tuple(map(int, found.groups()[1:])) for found in _HEADER.finditer(read)]
+            boxes = [tuple(map(int, found.groups()[1:])) for found in HEADER.finditer(read)]
             truth = page.boxes()
             self.blocks += len(truth)
             self.overlap += sum(intersection_over_union(a, b) for a, b in zip(truth, boxes, strict=False))
-            read = _HEADER.sub("", read)
+            read = HEADER.sub("", read)
         errors = Levenshtein.distance(page.text, read)
         self.pages += 1
         self.characters += len(page.text)

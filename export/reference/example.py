@@ -8,7 +8,7 @@ from pathlib import Path
 from export.reference.page import Page, Style
 from export.reference.text import wrap
 
-NOTE = ("Dear reader,", "pixels went in. Words came out. 8 lines, 73 tokens!")
+HELLO = ("Hello, reader!", "This page went in as pixels and came out as words.")
 
 LETTER = (
     "The Night Shift",
@@ -44,10 +44,10 @@ def main() -> None:
 
 
 def pages() -> dict[str, Page]:
-    """The pages by name: a note for tiny mode, a page for base, a long page for gundam (2 x 3 tiles)."""
+    """The pages by name: one for tiny mode, a letter for base, a long page for gundam (2 x 3 tiles)."""
     return {
-        "note": compose(NOTE, (512, 512), 0),
-        "page": compose(LETTER, (1024, 1024), 1),
+        "page": compose(HELLO, (512, 512), 0),
+        "letter": compose(LETTER, (1024, 1024), 1),
         "long_page": compose(STORY, (1280, 1920), 1),
     }
 

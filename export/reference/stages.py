@@ -42,7 +42,7 @@ STAGES = (
     Stage("lattice", 300, (2e-3, 2e-3), (Share(1.0, View(448, 16), LATTICE),), warmup=100),
     Stage(
         "shifted",
-        400,
+        500,
         (2e-3, 2e-3),
         (
             Share(0.15, View(448, 16), LATTICE),
@@ -70,7 +70,7 @@ STAGES = (
     ),
     Stage(
         "broad",
-        540,
+        580,
         (1.9e-3, 1.4e-3),
         (
             Share(0.22, View(448, 16), SHIFTED, grounded=0.2),
@@ -88,7 +88,7 @@ STAGES = (
     ),
     Stage(
         "settle",
-        340,
+        370,
         (1.5e-3, 1.3e-3),
         (
             Share(0.14, View(448, 16, pruned=0.15), SHIFTED, grounded=0.25),
@@ -106,7 +106,7 @@ STAGES = (
     ),
     Stage(
         "finish",
-        220,
+        300,
         (1.3e-3, 1.2e-3),
         (
             Share(0.05, View(448, 10, pruned=0.1, prompts=2), SHIFTED),
