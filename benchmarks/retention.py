@@ -1,0 +1,282 @@
+"""The ablation: character error rate against retention, for every strategy and both ways to number positions.
+
+    python benchmarks/retention.py --modes base --pages 20
+
+Renders pages of the reference checkpoint's kind with words that it was not trained on, encodes each once with the
+exported engines, and decodes its tokens as every variant leaves them. Writes benchmarks/results/retention.md,
+.json and .png. It says what pruning does to the small reference model, not to DeepSeek-OCR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import queue
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from export.reference.evaluate import RECIPE, SEED, page_size
+from export.reference.page import random_page
+from export.reference.targets import FREE
+from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
+from rtprune.config import Strategy
+from rtprune.decoder.engine import Engine, Output, PromptTokens, Sampling
+from rtprune.decoder.opening import open_engine
+from rtprune.decoder.prompt import PromptWriter
+from rtprune.decoder.special_tokens import SpecialTokens
+from rtprune.manifest import Manifest
+from rtprune.modes import MODES
+from rtprune.settings import Settings
+from rtprune.views import make_views
+from rtprune.vision.stage import VisionStage
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+RETENTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+POSITIONS = ("contiguous", "original")
+STYLES = {"norm": "s--"}  # lies on rtprune's line where the merge changes little
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to prune. `retention` None is the dynamic one."""
+
+    strategy: Strategy
+    retention: float | None
+    positions: str
+
+
+@dataclass
+class Sample:
+    """A page, encoded once."""
+
+    text: str
+    tokens: Any  # float32 (L, hidden)
+    layout: TokenLayout
+    density: float
+
+
+@dataclass
+class Tally:
+    """Errors, characters and tokens of one variant, summed over pages."""
+
+    errors: int = 0
+    characters: int = 0
+    kept: int = 0
+    content: int = 0
+    rates: list[float] = field(default_factory=list)
+
+    def add(self, truth: str, read: str, kept: int, content: int) -> None:
+        """Count one page."""
+        errors = Levenshtein.distance(truth, read)
+        self.errors += errors
+        self.characters += len(truth)
+        self.kept += kept
+        self.content += content
+        self.rates.append(errors / max(1, len(truth)))
+
+    @property
+    def rate(self) -> float:
+        """Character error rate: edit distance over the truth's characters."""
+        return self.errors / max(1, self.characters)
+
+    @property
+    def retention(self) -> float:
+        """Share of content tokens that were kept."""
+        return self.kept / max(1, self.content)
+
+
+class Reader:
+    """The library behind the served pipeline, without a server."""
+
+    def __init__(self, engines: Path, running: int) -> None:
+        self.settings = Settings(engines=engines, max_running=running)
+        self.manifest = Manifest.load(engines)
+        self.vision = VisionStage.open(self.manifest, self.settings)
+        self.writer = PromptWriter.open(self.manifest, self.settings)
+        self.engine: Engine = open_engine(self.manifest, self.settings)
+        self.tokenizer = Tokenizer.from_file(str(self.manifest.tokenizer))
+        self.special = SpecialTokens.of(self.tokenizer)
+
+    def samples(self, mode: str, pages: int, seed: int) -> Iterator[Sample]:
+        """Rendered pages with their visual tokens."""
+        generator = np.random.default_rng([seed, list(MODES).index(mode)])
+        for _ in range(pages):
+            page = random_page(generator, page_size(generator, mode), RECIPE)
+            views = make_views(page.image(), mode, self.settings)
+            layout = TokenLayout.of(mode, tile_grid=views.tile_grid)
+            tokens = self.vision.encode_pages([(views.global_view, views.tiles, views.tile_grid)])[0]
+            if isinstance(tokens, Exception):
+                raise tokens
+            yield Sample(page.text, tokens, layout, text_density(views.global_view, layout.global_grid))
+
+    def read(
+        self, sample: Sample, variants: Iterable[Variant], seed: int
+    ) -> Iterator[tuple[Variant, str, int]]:
+        """The text that each variant leaves readable, and its count of content tokens; all run together."""
+        done: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        running: dict[int, tuple[Variant, int]] = {}
+        texts: dict[int, list[int]] = defaultdict(list)
+        limit = 2 * len(sample.text.encode()) + 30
+        for number, variant in enumerate(variants):
+            config = PruneConfig(retention=variant.retention, strategy=variant.strategy, seed=seed)
+            result = prune(sample.tokens, sample.layout, text_density=sample.density, config=config)
+            positions = None
+            if variant.positions == "original":
+                positions = self.writer.positions(FREE, result.positions, sample.layout.length)
+            running[number] = (variant, result.content_count)
+            self.engine.submit(
+                PromptTokens(self.writer.ids(FREE, result.length)),
+                result.tokens,
+                positions,
+                Sampling(limit, self.special.eos, 30, 90),
+                lambda output, number=number: done.put((number, output)),  # type: ignore[misc]
+            )
+        while running:
+            number, output = done.get()
+            texts[number] += output.tokens
+            if output.finish_reason == "error":
+                raise RuntimeError(output.error)
+            if output.finish_reason:
+                variant, kept = running.pop(number)
+                yield variant, self.tokenizer.decode(texts.pop(number), skip_special_tokens=False), kept
+
+
+def variants(strategies: Iterable[Strategy], retentions: Iterable[float]) -> list[Variant]:
+    """All of them, unpruned first; it is every strategy's point at retention 1."""
+    wanted = [retention for retention in retentions if retention < 1]
+    pruning = [strategy for strategy in strategies if strategy != "none"]
+    return [
+        Variant("none", 1.0, POSITIONS[0]),
+        *(Variant(*case) for case in itertools.product(pruning, [*wanted, None], POSITIONS)),
+    ]
+
+
+def table(mode: str, tallies: dict[Variant, Tally]) -> list[str]:
+    """CER in per cent: a row a strategy and numbering, a column a retention."""
+    whole = tallies[Variant("none", 1.0, POSITIONS[0])]
+    retentions = sorted({v.retention for v in tallies if v.retention not in (None, 1.0)}, reverse=True)
+    dynamic = next((t.retention for v, t in tallies.items() if v.retention is None), None)
+    head = ["strategy", "positions", "1.0", *(f"{r:.1f}" for r in retentions)]
+    head += [f"dynamic ({dynamic:.3f})"] if dynamic is not None else []
+    lines = [
+        f"## {mode}",
+        "",
+        f"{len(whole.rates)} pages, {whole.characters} characters. Character error rate in per cent; columns are the "
+        "retention.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for strategy, positions in itertools.product(STRATEGIES, POSITIONS):
+        row = [
+            tallies[variant].rate
+            for variant in (Variant(strategy, r, positions) for r in (*retentions, None))
+            if variant in tallies
+        ]
+        if row:
+            cells = [strategy, positions, *(f"{100 * rate:.2f}" for rate in (whole.rate, *row))]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def plot(found: dict[str, dict[Variant, Tally]], path: Path) -> None:
+    """A panel for each mode and numbering: CER against retention, a line a strategy, a star the dynamic one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(found), 2, figsize=(11, 4 * len(found)), squeeze=False, sharey="row", layout="constrained"
+    )
+    for row, (mode, tallies) in zip(axes, found.items(), strict=True):
+        whole = tallies[Variant("none", 1.0, POSITIONS[0])]
+        for panel, positions in zip(row, POSITIONS, strict=True):
+            for strategy in STRATEGIES:
+                points = [
+                    (v, t) for v, t in tallies.items() if (v.strategy, v.positions) == (strategy, positions)
+                ]
+                fixed = sorted((t.retention, t.rate) for v, t in points if v.retention not in (None, 1.0))
+                if not fixed:
+                    continue
+                x, y = zip(*[*fixed, (1.0, whole.rate)], strict=True)
+                (line,) = panel.plot(
+                    x, [100 * rate for rate in y], STYLES.get(strategy, "o-"), markersize=4, label=strategy
+                )
+                for variant, tally in points:
+                    if variant.retention is None:
+                        panel.plot(
+                            tally.retention, 100 * tally.rate, "*", markersize=13, color=line.get_color()
+                        )
+            panel.set(title=f"{mode}, positions {positions}", xlabel="share of content tokens kept")
+            panel.invert_xaxis()
+            panel.grid(alpha=0.3)
+        row[0].set_ylabel("character error rate, %")
+        row[0].legend(title="star: dynamic retention")
+    figure.suptitle("The small reference model, not DeepSeek-OCR")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Read, count, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engines", type=Path, default=ROOT / "engines")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["tiny", "base"])
+    parser.add_argument("--pages", type=int, default=20, help="of each mode")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--retentions", nargs="+", type=float, default=list(RETENTIONS))
+    parser.add_argument("--running", type=int, default=32, help="variants that are decoded together")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the pages, and of the random strategy")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    reader = Reader(arguments.engines, arguments.running)
+    wanted = variants(arguments.strategies, arguments.retentions)
+    found: dict[str, dict[Variant, Tally]] = {}
+    for mode in arguments.modes:
+        tallies = found[mode] = {variant: Tally() for variant in wanted}
+        samples = reader.samples(mode, arguments.pages, arguments.seed)
+        for number, sample in enumerate(tqdm(samples, mode, total=arguments.pages, unit="page")):
+            for variant, text, kept in reader.read(sample, wanted, arguments.seed + number):
+                tallies[variant].add(sample.text, text, kept, sample.layout.content_count)
+    reader.engine.close()
+    reader.vision.close()
+    lines = [
+        "# Pruning against errors",
+        "",
+        f"`python benchmarks/retention.py --modes {' '.join(arguments.modes)} --pages {arguments.pages}`, "
+        f"{time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. Read by the small reference model that "
+        "ships here, **not by DeepSeek-OCR**: rendered pages with words that it was not trained on, greedy decoding. "
+        "Retention 1.0 is the unpruned page.",
+        "",
+        *(line for mode, tallies in found.items() for line in table(mode, tallies)),
+        "![Character error rate against retention](retention.png)",
+        "",
+    ]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "retention.md").write_text("\n".join(lines), encoding="utf-8")
+    data = [
+        {"mode": mode, **asdict(v), "cer": t.rate, "kept": t.retention, **asdict(t)}
+        for mode, tallies in found.items()
+        for v, t in tallies.items()
+    ]
+    (arguments.output / "retention.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
+    plot(found, arguments.output / "retention.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
