@@ -10,6 +10,7 @@ CHECKPOINT ?= export/reference/checkpoint
 ENGINES ?= engines
 MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
+MODE ?= tiny
 TRUTH ?= examples/page.txt
 
 .PHONY: help
@@ -33,7 +34,7 @@ engines: install ## export the checkpoint to CPU engines (skipped when they are 
 
 .PHONY: demo
 demo: engines ## read the example page through a real Triton server
-	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m client ocr $(PAGE) --truth $(TRUTH) --facts
+	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m client ocr $(PAGE) --mode $(MODE) --truth $(TRUTH) --facts
 
 .PHONY: serve
 serve: engines ## keep the server up: HTTP 8000, gRPC 8001, metrics 8002; Ctrl-C stops it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from hypothesis import settings
 from tests.serving.running import RunningServer
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tests send Ctrl-C to programs; a shell that started us in the background would have them ignore it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings don't belong in tests, so Hypothesis judges no example by its seconds.
 settings.register_profile("default", deadline=None)
@@ -69,6 +74,16 @@ def random_engines(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def ocr_server(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A real tritonserver with every model, started and watched by our launcher."""
     server = RunningServer(engines, tmp_path_factory.mktemp("server") / "server.log")
+    server.start()
+    yield server
+    assert server.stop() == 0, server.log()
+
+
+@pytest.fixture(scope="session")
+def endless_server(random_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server whose pages end only with their limits: random weights never write the end, no guard steps in."""
+    log = tmp_path_factory.mktemp("endless") / "server.log"
+    server = RunningServer(random_engines, log, RTPRUNE_REPETITION_GUARD="false")
     server.start()
     yield server
     assert server.stop() == 0, server.log()

@@ -70,20 +70,20 @@ async def cancel_task(client: AsyncOcrClient, page: Path, server: RunningServer)
 
 @pytest.mark.parametrize("how", [leave, cancel_task])
 def test_a_cancel_reaches_the_server(
-    ocr_server: RunningServer,
+    endless_server: RunningServer,
     page: Path,
     long_page: Path,
     how: Callable[[AsyncOcrClient, Path, RunningServer], Awaitable[None]],
 ) -> None:
-    before = cancelled(ocr_server)
+    before = cancelled(endless_server)
 
     async def main() -> None:
-        async with AsyncOcrClient(ocr_server.grpc_url) as client:
+        async with AsyncOcrClient(endless_server.grpc_url) as client:
             await client.ocr(page, **SHORT)
-            await how(client, long_page, ocr_server)
+            await how(client, long_page, endless_server)
 
     asyncio.run(main())
-    metrics.wait_for(lambda: cancelled(ocr_server) == before + 1, 30)
+    metrics.wait_for(lambda: cancelled(endless_server) == before + 1, 30)
 
 
 def test_errors(ocr_server: RunningServer, page: Path) -> None:

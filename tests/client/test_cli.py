@@ -71,12 +71,12 @@ def test_several_pages_have_breaks_and_files(run: Run, tmp_path: Path) -> None:
     assert [record["page"] for record in records] == [1, 3]
 
 
-def test_text_comes_while_it_is_written(ocr_server: RunningServer, long_page: Path) -> None:
+def test_text_comes_while_it_is_written(endless_server: RunningServer, long_page: Path) -> None:
     options = ["--mode", LONG["mode"], "--max-tokens", LONG["max_tokens"], "--no-repeat-ngram", "0,0"]
     with subprocess.Popen(
         command("ocr", long_page, *options, "--prompt", "free", "--raw"),
         cwd=ROOT,
-        env=environment(ocr_server),
+        env=environment(endless_server),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -126,10 +126,13 @@ def test_verbose_shows_where(run: Run, page: Path) -> None:
     assert "Traceback" in run("ocr", page, "--url", "127.0.0.1:1", "--verbose").stderr
 
 
-def test_a_time_limit_has_its_own_code(run: Run, long_page: Path, page: Path) -> None:
-    run("ocr", page, *QUICK)
+def test_a_time_limit_has_its_own_code(
+    run: Run, endless_server: RunningServer, long_page: Path, page: Path
+) -> None:
+    url = {"DEEPSEEK_OCR_URL": endless_server.grpc_url}
+    run("ocr", page, *QUICK, **url)
     options = ["--mode", "tiny", "--max-tokens", 8000, "--no-repeat-ngram", "0,0", "--prompt", "free"]
-    done = run("ocr", long_page, *options, "--timeout", "1")
+    done = run("ocr", long_page, *options, "--timeout", "1", **url)
     assert done.returncode == ExitCode.TIMEOUT, done.stderr
     assert done.stdout.strip()  # what was written till then is there
     assert "--timeout" in done.stderr

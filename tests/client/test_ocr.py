@@ -125,9 +125,9 @@ def cancelled(server: RunningServer) -> float:
 
 
 @pytest.mark.parametrize("how", ["cancel", "break", "forget", "thread", "client"])
-def test_a_cancel_reaches_the_server(ocr_server: RunningServer, long_page: Path, how: str) -> None:
-    before = cancelled(ocr_server)
-    with OcrClient(ocr_server.grpc_url) as client:
+def test_a_cancel_reaches_the_server(endless_server: RunningServer, long_page: Path, how: str) -> None:
+    before = cancelled(endless_server)
+    with OcrClient(endless_server.grpc_url) as client:
         stream = client.stream(long_page, **LONG)
         next(stream)
         if how == "cancel":
@@ -148,12 +148,13 @@ def test_a_cancel_reaches_the_server(ocr_server: RunningServer, long_page: Path,
                 for _ in stream:
                     pass
             timer.join()
-        metrics.wait_for(lambda: cancelled(ocr_server) == before + 1, 30)
+        metrics.wait_for(lambda: cancelled(endless_server) == before + 1, 30)
 
 
-def test_a_time_limit_ends_a_page(client: OcrClient, page: Path, long_page: Path) -> None:
-    client.ocr(page, **SHORT)
-    result = client.ocr(long_page, **LONG, time_limit=1.0)
+def test_a_time_limit_ends_a_page(endless_server: RunningServer, page: Path, long_page: Path) -> None:
+    with OcrClient(endless_server.grpc_url) as client:
+        client.ocr(page, **SHORT)
+        result = client.ocr(long_page, **LONG, time_limit=1.0)
     assert result.finish_reason == "timeout"
     assert "time limit" in result.warning()
 

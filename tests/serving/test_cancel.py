@@ -54,10 +54,10 @@ def full_page() -> bytes:
     return buffer.getvalue()
 
 
-def test_a_cancelled_stream_stops_the_decoder(ocr_server: RunningServer, endless: bytes) -> None:
-    before = finished(ocr_server, "cancelled")
+def test_a_cancelled_stream_stops_the_decoder(endless_server: RunningServer, endless: bytes) -> None:
+    before = finished(endless_server, "cancelled")
     first = []
-    with grpc.InferenceServerClient(ocr_server.grpc_url) as client:
+    with grpc.InferenceServerClient(endless_server.grpc_url) as client:
         client.start_stream(lambda result, error: first.append((result, error)))
         client.async_stream_infer(
             "deepseek_ocr_stream",
@@ -65,14 +65,16 @@ def test_a_cancelled_stream_stops_the_decoder(ocr_server: RunningServer, endless
             request_id="cancel-me",
         )
         metrics.wait_for(lambda: bool(first), 60)
-        metrics.wait_for(lambda: running(ocr_server) == 1, 2)
+        metrics.wait_for(lambda: running(endless_server) == 1, 2)
         client.stop_stream(cancel_requests=True)
-    metrics.wait_for(lambda: finished(ocr_server, "cancelled") == before + 1, 2)
-    metrics.wait_for(lambda: running(ocr_server) == 0, 1)
+    metrics.wait_for(lambda: finished(endless_server, "cancelled") == before + 1, 2)
+    metrics.wait_for(lambda: running(endless_server) == 0, 1)
 
 
-def test_a_dropped_connection_stops_the_decoder(ocr_server: RunningServer, endless: bytes, tmp_path) -> None:
-    before = finished(ocr_server, "cancelled")
+def test_a_dropped_connection_stops_the_decoder(
+    endless_server: RunningServer, endless: bytes, tmp_path
+) -> None:
+    before = finished(endless_server, "cancelled")
     (tmp_path / "page.png").write_bytes(endless)
     script = textwrap.dedent(
         """
@@ -91,7 +93,7 @@ def test_a_dropped_connection_stops_the_decoder(ocr_server: RunningServer, endle
         """
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", script, ocr_server.grpc_url, str(tmp_path / "page.png")],
+        [sys.executable, "-c", script, endless_server.grpc_url, str(tmp_path / "page.png")],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -100,24 +102,24 @@ def test_a_dropped_connection_stops_the_decoder(ocr_server: RunningServer, endle
     assert child.stdout.readline().strip() == b"answer"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    metrics.wait_for(lambda: finished(ocr_server, "cancelled") == before + 1, 2)
-    metrics.wait_for(lambda: running(ocr_server) == 0, 1)
+    metrics.wait_for(lambda: finished(endless_server, "cancelled") == before + 1, 2)
+    metrics.wait_for(lambda: running(endless_server) == 0, 1)
 
 
-def test_a_cancel_before_the_decoder_is_kept(ocr_server: RunningServer, endless: bytes) -> None:
+def test_a_cancel_before_the_decoder_is_kept(endless_server: RunningServer, endless: bytes) -> None:
     answers = []
-    with grpc.InferenceServerClient(ocr_server.grpc_url) as client:
+    with grpc.InferenceServerClient(endless_server.grpc_url) as client:
         client.start_stream(lambda result, error: answers.append((result, error)))
         client.async_stream_infer("deepseek_ocr_stream", calls.inputs(grpc, endless, **LONG))
         client.stop_stream(cancel_requests=True)
-    metrics.wait_for(lambda: running(ocr_server) == 0, 5)
-    assert calls.unary(ocr_server, page(512, 512, "next"), mode="tiny", max_tokens=4).reason
+    metrics.wait_for(lambda: running(endless_server) == 0, 5)
+    assert calls.unary(endless_server, page(512, 512, "next"), mode="tiny", max_tokens=4).reason
 
 
-def test_the_unary_door_is_bounded_by_its_time_limit(ocr_server: RunningServer, endless: bytes) -> None:
+def test_the_unary_door_is_bounded_by_its_time_limit(endless_server: RunningServer, endless: bytes) -> None:
     start = time.monotonic()
     try:
-        answer = calls.unary(ocr_server, endless, **LONG | {"mode": "large", "time_limit": 1.5})
+        answer = calls.unary(endless_server, endless, **LONG | {"mode": "large", "time_limit": 1.5})
     except InferenceServerException as error:  # a slow machine had not come to the decoder by then
         assert "The time limit of 1.5 s passed" in error.message()
     else:
