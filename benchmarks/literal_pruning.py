@@ -11,23 +11,28 @@ from torch.nn import functional
 
 from rtprune import TokenLayout
 
-ACROSS = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])[None, None]
-DOWN = ACROSS.transpose(2, 3).contiguous()
+ACROSS = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+SOBEL = torch.stack([ACROSS, ACROSS.T])[:, None]
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
-def density(view: torch.Tensor, grid: tuple[int, int], threshold: float = 0.2) -> float:
+def edge_share(patch: torch.Tensor, threshold: float = 0.2) -> float:
+    """Share of a patch's pixels on an edge; `patch` (H, W, 3) in [-1, 1]."""
+    luma = (patch * LUMA).sum(2)
+    across, down = functional.conv2d(luma[None, None], SOBEL, padding=1)[0]
+    return (torch.sqrt(across**2 + down**2) > threshold).float().mean().item()
+
+
+def density(view: torch.Tensor, grid: tuple[int, int]) -> float:
     """Mean share of edge pixels of the patches; `view` uint8 (H, W, 3)."""
-    luma = ((view.float() / 255 - 0.5) / 0.5 * LUMA).sum(2)
-    height, width = luma.shape[0] // grid[0], luma.shape[1] // grid[1]
-    shares = []
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            patch = luma[row * height : (row + 1) * height, column * width : (column + 1) * width][None, None]
-            across = functional.conv2d(patch, ACROSS, padding=1)
-            down = functional.conv2d(patch, DOWN, padding=1)
-            edges = torch.sqrt(across**2 + down**2) > threshold
-            shares.append(edges.float().mean().item())
+    normalised = (view.float() / 255 - 0.5) / 0.5
+    height, width = view.shape[0] // grid[0], view.shape[1] // grid[1]
+    patches = (
+        normalised[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        for row in range(grid[0])
+        for column in range(grid[1])
+    )
+    shares = [edge_share(patch) for patch in patches]
     return sum(shares) / len(shares)
 
 

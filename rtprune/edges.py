@@ -116,35 +116,44 @@ class GreyBands:
         """Edge pixels of all rows that were taken."""
         if not self._rows:
             return 0
-        plane, cols = self._plane[: self._rows * self._height], self._grid[1]
-        patches = plane.reshape(self._rows, self._height, cols, self._width)
-        lying = [self._framed(patches[:, lines]) for lines in ([0, -1], [1, -2])]
-        starts = np.arange(cols)[:, None] * self._width
-        standing = [
-            _from_middle(plane[:, (starts + lines).reshape(-1)]).reshape(self._rows, self._height, -1)
-            for lines in ((0, self._width - 1), (1, self._width - 2))
-        ]
-        return self._count + self._border(*lying, axis=3) + self._border(*standing, axis=1)
+        plane, (height, width), cols = self._plane, (self._height, self._width), self._grid[1]
+        # Of each patch the first and the last two lines, outer ones first: (2, patches and sides, pixels).
+        lying = plane[: self._rows * height].reshape(self._rows, height, cols, width)[:, [0, -1, 1, -2]]
+        lying = lying.transpose(1, 0, 2, 3).reshape(2, -1, width)
+        at = np.array([0, width - 1, 1, width - 2])[:, None] + np.arange(cols) * width
+        standing = np.take(plane[: self._rows * height], at.reshape(-1), axis=1).T.reshape(2, -1, height)
+        return self._count + self._border(self._padded(lying)) + self._border(_from_middle(standing))
 
-    def _framed(self, lines: Pixels) -> NDArray[np.int16]:
-        """Lines of patches (..., width) with a pixel of padding at each end."""
-        framed = np.zeros((*lines.shape[:-1], self._width + 2), np.int16)
-        framed[..., 1:-1] = _from_middle(lines)
+    def _padded(self, lines: Pixels) -> NDArray[np.int16]:
+        """Lines (..., width) with a pixel of padding at each end."""
+        padded = np.zeros((*lines.shape[:-1], self._width + 2), np.int16)
+        padded[..., 1:-1] = _from_middle(lines)
         if self._padding == "replicate":
-            framed[..., 0], framed[..., -1] = framed[..., 1], framed[..., -2]
-        return framed
+            padded[..., 0], padded[..., -1] = padded[..., 1], padded[..., -2]
+        return padded
 
-    def _border(self, outer: NDArray[np.int16], inner: NDArray[np.int16], *, axis: int) -> int:
-        """Edge pixels of a patch's outermost lines, which run along `axis`, without each line's two ends."""
-        outer, inner = np.moveaxis(outer, axis, 0), np.moveaxis(inner, axis, 0)
-        beyond = outer if self._padding == "replicate" else 0
-        smooth = beyond + 2 * outer + inner
-        along = (smooth[2:] - smooth[:-2]).astype(np.int32)
-        step = inner - beyond
-        away = (step[:-2] + 2 * step[1:-1] + step[2:]).astype(np.int32)
-        return int(np.count_nonzero(along * along + away * away > math.floor((2 * self._threshold) ** 2)))
+    def _border(self, lines: NDArray[np.int16]) -> int:
+        """Edge pixels of patches' outermost lines, but each line's two ends; outer and inner lines (2, n, pixels)."""
+        # All lines in a row: what reaches from one line into the next falls on ends, which are not counted.
+        outer, inner = lines.reshape(2, -1)
+        smooth, step = inner + outer, inner
+        smooth += outer
+        if self._padding == "replicate":
+            smooth += outer
+            step = inner - outer
+        along = (smooth[2:] - smooth[:-2]).astype(np.float32)
+        away = (step[:-2] + step[1:-1] + step[1:-1] + step[2:]).astype(np.float32)
+        along *= along
+        away *= away
+        along += away
+        edges = np.zeros(outer.shape, bool)
+        edges[1:-1] = along > (2 * self._threshold) ** 2
+        return int(np.count_nonzero(edges.reshape(lines.shape[1:])[:, 1:-1]))
 
 
 def _from_middle(pixels: Pixels) -> NDArray[np.int16]:
     """In half grey levels from the middle grey, which is 0 and so is zero padding."""
-    return pixels.astype(np.int16) * 2 - 255
+    levels = pixels.astype(np.int16)
+    levels *= 2
+    levels -= 255
+    return levels

@@ -21,14 +21,14 @@ _SMALLEST_SAFE, _LARGEST_SAFE = 1e-12, 1e12
 
 
 class PagePruning:
-    """A page under way: built, then `read_statistics`, `select_and_merge` and `gather`, in this order.
+    """A page under way: built, then `read_statistics`, `select` and `finish`, in this order.
 
     Everything is computed in float32.
 
     Attributes:
         layout: of the unpruned sequence.
-        chosen: int64 (M,), indices of the kept content tokens, ascending; after `select_and_merge`.
-        plan: float64 (M, N - M) or None; after `select_and_merge`.
+        chosen: int64 (M,), indices of the kept content tokens, ascending; after `select`.
+        plan: float64 (M, N - M) or None; after `finish`.
     """
 
     def __init__(self, tokens: Any, layout: TokenLayout) -> None:
@@ -38,7 +38,7 @@ class PagePruning:
         self.plan: Any | None = None
         self._tokens = tokens
         self._scale = 1.0
-        self._merged: Any | None = None
+        self._stays: Any | None = None
         self._xp = array_namespace(tokens)
         self._place = {"device": device(tokens)}
         self._compare()
@@ -96,57 +96,63 @@ class PagePruning:
         pairs = self.layout.content_count * (self.layout.content_count - 1)
         return min(1.0, max(0.0, squares / pairs)) if pairs else 0.0
 
-    def select_and_merge(self, kept: int, config: PruneConfig) -> None:
-        """Choose `kept` content tokens, and give them what the transport plan brings of the others."""
+    def select(self, kept: int, config: PruneConfig) -> None:
+        """Choose `kept` content tokens, and with them newlines and separator.
+
+        A newline stays where its row has a token left, or where it is the first: every other stands behind
+        another newline.
+        """
         xp, count = self._xp, self.layout.content_count
         if kept == count:
             self.chosen = xp.arange(count, dtype=xp.int64, **self._place)
             return
         candidates = Candidates(self._norms, self._cosines, self.layout, config.seed)
         self.chosen = SELECTORS[config.strategy](candidates, kept)
-        if config.strategy != "rtprune":
-            return
-        stays = xp.zeros(count, dtype=xp.uint8, **self._place)
-        stays[self.chosen] = 1
-        gone = xp.argsort(stays, stable=True)[: count - kept]
-        self.plan = transport_plan(
-            xp.take(xp.take(self._cosines, self.chosen, axis=0), gone, axis=1),
-            dustbin=config.dustbin,
-            epsilon=config.epsilon,
-            iterations=config.iterations,
-            tolerance=config.tolerance,
-        )
-        # v_i + alpha * sum over pruned j of P_ij v_j, raw v_j, no renormalisation.
-        shares = xp.astype(self.plan * config.alpha, xp.float32)
-        self._merged = shares @ xp.take(self._content, gone, axis=0)
-        self._merged += xp.take(self._content, self.chosen, axis=0)
-
-    def gather(self) -> tuple[Any, Any]:
-        """The tokens that are left, in the caller's dtype, and their positions.
-
-        A newline stays where its row has a token left, or where it is the first: every other stands behind
-        another newline.
-        """
-        xp = self._xp
-        if self.chosen.shape[0] == self.layout.content_count:
-            return self._tokens, xp.arange(self.layout.length, dtype=xp.int64, **self._place)
         row_stays = xp.zeros(self._newline_at.shape[0], dtype=xp.bool, **self._place)
         row_stays[xp.take(self._row_of, self.chosen)] = True
         row_stays[0] = True
         stays = xp.zeros(self.layout.length, dtype=xp.bool, **self._place)
         stays[self._newline_at] = row_stays
         stays[self.layout.separator] = True
-        chosen_at = xp.take(self._content_at, self.chosen)
-        stays[chosen_at] = True
-        positions = xp.nonzero(stays)[0]
-        tokens = xp.take(self._tokens, positions, axis=0)
-        if self._merged is not None:
-            merged = self._merged
-            if self._scale != 1.0:
-                merged = xp.astype(merged, xp.float64) * self._scale
-            rank = xp.cumulative_sum(xp.astype(stays, xp.int64)) - 1
-            tokens[xp.take(rank, chosen_at)] = xp.astype(merged, tokens.dtype, copy=False)
-        return tokens, positions
+        stays[xp.take(self._content_at, self.chosen)] = True
+        self._stays = stays
+
+    def finish(self, config: PruneConfig) -> tuple[Any, Any]:
+        """The tokens that are left, merged with the others, in the caller's dtype, and their positions."""
+        xp, count = self._xp, self.layout.content_count
+        if self._stays is None:
+            return self._tokens, xp.arange(self.layout.length, dtype=xp.int64, **self._place)
+        positions = xp.nonzero(self._stays)[0]
+        left = xp.take(self._tokens, positions, axis=0)
+        if config.strategy == "rtprune":
+            is_gone = xp.ones(count, dtype=xp.uint8, **self._place)
+            is_gone[self.chosen] = 0
+            gone = xp.argsort(is_gone, descending=True, stable=True)[: count - self.chosen.shape[0]]
+            self.plan = transport_plan(
+                xp.take(xp.take(self._cosines, self.chosen, axis=0), gone, axis=1),
+                dustbin=config.dustbin,
+                epsilon=config.epsilon,
+                iterations=config.iterations,
+                tolerance=config.tolerance,
+            )
+            left = self._merge(left, gone, config.alpha)
+        return left, positions
+
+    def _merge(self, left: Any, gone: Any, alpha: float) -> Any:
+        """v_i + alpha * sum over pruned j of P_ij v_j, raw v_j, no renormalisation.
+
+        One product over all that are left: newlines and the separator have shares of 0.
+        """
+        xp = self._xp
+        rank = xp.cumulative_sum(xp.astype(self._stays, xp.int64)) - 1
+        shares = xp.zeros((left.shape[0], gone.shape[0]), dtype=xp.float32, **self._place)
+        at = xp.take(rank, xp.take(self._content_at, self.chosen))
+        shares[at] = xp.astype(self.plan, xp.float32) * alpha
+        moved = shares @ xp.take(self._content, gone, axis=0)
+        if self._scale != 1.0 or left.dtype == xp.float64:
+            moved = xp.astype(moved, xp.float64) * self._scale
+        moved += left
+        return xp.astype(moved, left.dtype, copy=False)
 
 
 @lru_cache(maxsize=128)

@@ -124,10 +124,10 @@ def prune_batch(
     retentions = []
     for page, similarity, density in zip(pages, statistics, densities, strict=True):
         retentions.append(_retention(similarity, density, config))
-        page.select_and_merge(_kept_count(page.layout.content_count, retentions[-1]), config)
+        page.select(_kept_count(page.layout.content_count, retentions[-1]), config)
     results = []
     for page, similarity, density, retention in zip(pages, statistics, densities, retentions, strict=True):
-        left, positions = page.gather()
+        left, positions = page.finish(config)
         results.append(
             PruneResult(left, positions, retention, similarity, density, page.chosen, page.plan, page.layout)
         )

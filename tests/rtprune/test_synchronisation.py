@@ -47,12 +47,12 @@ def test_similarities_are_queued_without_waiting() -> None:
     PagePruning.read_statistics(pages)
     with Operators() as operators:
         for one in pages:
-            one.select_and_merge(40, PruneConfig(tolerance=0.0))
+            one.select(40, PruneConfig())
     assert operators.seen > 10
     assert operators.waited == []
     with Operators() as operators:
         for one in pages:
-            one.gather()
+            one.finish(PruneConfig(tolerance=0.0))
     assert operators.waited == ["nonzero"] * 2  # how many newlines are left
 
 
