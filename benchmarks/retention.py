@@ -262,9 +262,9 @@ def main() -> None:
         "ships here, **not by DeepSeek-OCR**: rendered pages with words that it was not trained on, greedy decoding. "
         "Retention 1.0 is the unpruned page.",
         "",
-        "The reference model was trained so that blank tokens have a small norm, and on pages of which a part was pruned by "
-        "RTPrune with contiguous positions. DeepSeek-OCR was not: that RTPrune and `norm` lead here, and that contiguous "
-        "positions do better than the original ones, is to be read with that in mind.",
+        "The reference model was trained so that blank tokens have a small norm, and on pages of which a part was "
+        "pruned by RTPrune with contiguous positions. DeepSeek-OCR was not: that RTPrune and `norm` lead here, and "
+        "that contiguous positions do better than the original ones, is to be read with that in mind.",
         "",
         *(line for mode, tallies in found.items() for line in table(mode, tallies)),
         "![Character error rate against retention](retention.png)",
