@@ -16,7 +16,7 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Tally:
     characters: int = 0
     kept: int = 0
     content: int = 0
-    rates: list[float] = field(default_factory=list)
+    pages: int = 0
 
     def add(self, truth: str, read: str, kept: int, content: int) -> None:
         """Count one page."""
@@ -83,7 +83,7 @@ class Tally:
         self.characters += len(truth)
         self.kept += kept
         self.content += content
-        self.rates.append(errors / max(1, len(truth)))
+        self.pages += 1
 
     @property
     def rate(self) -> float:
@@ -172,7 +172,7 @@ def table(mode: str, tallies: dict[Variant, Tally]) -> list[str]:
     lines = [
         f"## {mode}",
         "",
-        f"{len(whole.rates)} pages, {whole.characters} characters. Character error rate in per cent; columns are the "
+        f"{whole.pages} pages, {whole.characters} characters. Character error rate in per cent; columns are the "
         "retention.",
         "",
         "| " + " | ".join(head) + " |",
@@ -273,11 +273,12 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "retention.md").write_text("\n".join(lines), encoding="utf-8")
     data = [
-        {"mode": mode, **asdict(v), "cer": t.rate, "kept": t.retention, **asdict(t)}
+        {"mode": mode, **asdict(v), "cer": t.rate, "kept_share": t.retention, "pages": t.pages}
+        | {"errors": t.errors, "characters": t.characters}
         for mode, tallies in found.items()
         for v, t in tallies.items()
     ]
-    (arguments.output / "retention.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
+    (arguments.output / "retention.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     plot(found, arguments.output / "retention.png")
     print("\n".join(lines))
 
