@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-from export.reference.config import published_config, transformers_config
+from export.family import Architecture, read_config, transformers_config
+from export.reference.config import published_config
 from export.reference.tokenizer import IMAGE, build_tokenizer, save_tokenizer, token_id
 
 SHARD = "model-00001-of-000001.safetensors"
@@ -27,7 +28,9 @@ def new_model(seed: int, attention: dict[str, str] | None = None) -> UnlimitedOc
     `attention` names transformers' implementation for each part of the configuration; the default is its own.
     """
     tokenizer = build_tokenizer()
-    config = transformers_config(published_config(tokenizer.get_vocab_size()), token_id(tokenizer, IMAGE))
+    published = Architecture.model_validate(published_config(tokenizer.get_vocab_size()))
+    config: Any = transformers_config(published, token_id(tokenizer, IMAGE))
+    config.vision_config.sam_config.initializer_range = 0.02  # transformers' own, 1e-10, is for loading alone
     torch.manual_seed(seed)
     build: Any = UnlimitedOcrForConditionalGeneration._from_config
     model: UnlimitedOcrForConditionalGeneration = build(config, attn_implementation=attention)
@@ -89,8 +92,8 @@ def load_checkpoint(
 ) -> tuple[UnlimitedOcrForConditionalGeneration, Tokenizer]:
     """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    published = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = transformers_config(published, token_id(tokenizer, IMAGE))
+    _, _, architecture = read_config(directory)
+    config = transformers_config(architecture, token_id(tokenizer, IMAGE))
     model = UnlimitedOcrForConditionalGeneration.from_pretrained(directory, config=config, dtype=dtype)
     model.train(False)
     return model, tokenizer

@@ -1,10 +1,8 @@
-"""Shapes of the reference checkpoint; DeepSeek-OCR's config.json as transformers' configuration."""
+"""Shapes of the reference checkpoint, in the fields of DeepSeek-OCR's config.json."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 
 PATCH = 16
 BLOCK = 64
@@ -37,15 +35,6 @@ DECODER = {
     "max_position_embeddings": 8192,
 }
 """Published: hidden 1280, 12 layers, 10 heads, dense 6848, experts 64 x 896, top-6, 2 shared."""
-
-
-TEXT_FIELDS = (
-    "bos_token_id", "eos_token_id", "first_k_dense_replace", "hidden_size", "intermediate_size",
-    "max_position_embeddings", "moe_intermediate_size", "n_group", "n_routed_experts", "n_shared_experts",
-    "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "topk_group",
-    "topk_method", "vocab_size",
-)  # fmt: skip
-"""Fields that `language_config` and transformers' text configuration call the same."""
 
 
 def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -95,51 +84,3 @@ def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]
             "width": {"clip-l-14-224": dict(CLIP), "sam_vit_b": dict(SAM)},
         },
     }
-
-
-def transformers_config(published: dict[str, Any], image_token_id: int) -> UnlimitedOcrConfig:
-    """Turn DeepSeek-OCR's `config.json` into the configuration of transformers' `unlimited_ocr` classes.
-
-    Full attention in every layer makes that model DeepSeek-OCR's; its sliding window is then unused, but may
-    not be None. Absent fields take what DeepSeek-OCR's code fixes: a neck of 256 channels, MLPs four times as
-    wide as their blocks.
-    """
-    language = published["language_config"]
-    clip = published["vision_config"]["width"]["clip-l-14-224"]
-    sam = published["vision_config"]["width"]["sam_vit_b"]
-    layers = language["num_hidden_layers"]
-    return UnlimitedOcrConfig(
-        text_config={
-            **{name: language[name] for name in TEXT_FIELDS},
-            "layer_types": ["full_attention"] * layers,
-            "sliding_window": language["max_position_embeddings"],
-            "rms_norm_eps": language.get("rms_norm_eps", 1e-6),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": float(language.get("rope_theta", 10000.0)),
-            },
-            "routed_scaling_factor": float(language.get("routed_scaling_factor", 1.0)),
-        },
-        vision_config={
-            "sam_config": {
-                "hidden_size": sam["width"],
-                "num_hidden_layers": sam["layers"],
-                "num_attention_heads": sam["heads"],
-                "global_attn_indexes": sam["global_attn_indexes"],
-                "downsample_channels": sam["downsample_channels"],
-                "output_channels": sam.get("out_chans", 256),
-                "mlp_dim": 4 * sam["width"],
-                "image_size": published["vision_config"]["image_size"],
-                "initializer_range": 0.02,
-            },
-            "encoder_config": {
-                "hidden_size": clip["width"],
-                "intermediate_size": 4 * clip["width"],
-                "num_hidden_layers": clip["layers"],
-                "num_attention_heads": clip["heads"],
-                "image_size": clip["image_size"],
-                "patch_size": clip["patch_size"],
-            },
-        },
-        image_token_id=image_token_id,
-    )

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.family import Architecture, transformers_config
 from export.published import CONFIG, tensors
 from export.reference.checkpoint import SHARD, load_checkpoint, new_model, published_weights, save_checkpoint
-from export.reference.config import CLIP, DECODER, SAM, transformers_config
+from export.reference.config import CLIP, DECODER, SAM
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def _fields(config, prefix=""):
 
 
 def test_the_published_configuration_is_understood():
-    config = transformers_config(CONFIG, 128815)
+    config = transformers_config(Architecture.model_validate(CONFIG), 128815)
     assert config.text_config.layer_types == ["full_attention"] * 12
     assert config.text_config.mlp_layer_types == ["dense"] + ["sparse"] * 11
     assert config.vision_config.sam_config.output_channels == 256
