@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from export.reference.config import BLOCK
 from export.reference.page import Page, Recipe, random_page
+from export.reference.pool import Encoded, PagePool
 from export.reference.targets import FREE, GROUNDED, NOWHERE, TokenGrid, answer, slot_classes
 from export.reference.tokenizer import PAD, token_id
 from rtprune.layout import TokenLayout
@@ -34,6 +35,7 @@ class View:
     pruned: float = 0.0  # share of its batches whose visual tokens are pruned
     prompts: int = 1  # 2: read each batch with both prompts; the encoder's work counts twice
     frozen: bool = False  # leave the encoder out of the gradient: three times quicker on large pages
+    fresh: float = 0.0  # above 0: SAM is frozen; so many pages are encoded for each that is read
 
     @property
     def layout(self) -> TokenLayout:
@@ -61,13 +63,18 @@ class Reading:
 
 @dataclass
 class Batch:
-    """B pages and how they are read: with one prompt or with both."""
+    """B pages and how they are read: with one prompt or with both. With `encoded`, features of SAM stand for pixels."""
 
     view: View
-    pixels: torch.Tensor  # uint8 (B, side, side), grey
-    tile_pixels: torch.Tensor | None  # uint8 (B * tiles, 640, 640), grey
+    pixels: torch.Tensor  # uint8 (B, side, side), grey; encoded: float32 (B, C, side / 64, side / 64)
+    tile_pixels: torch.Tensor | None  # the same of the tiles: (B * tiles, 640, 640) or (B * tiles, C, 10, 10)
+    encoded: bool
     slots: torch.Tensor  # int64 (B, rows, columns, 2, 4)
     readings: list[Reading]
+
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+"""Turns pixels, uint8 (N, side, side), into SAM's features, float32 (N, C, side / 64, side / 64)."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,57 @@ def batches(
     for index in generator.permutation(pool):
         part = placed[index * view.batch : (index + 1) * view.batch]
         pixels, tile_pixels = _draw(part, view)
-        readings = [
-            _reading(generator, part, prompt, view.pruned, tokenizer)
-            for prompt in ([False, True] if view.prompts == 2 else [grounded])
-        ]
-        slots = torch.from_numpy(np.stack([slot_classes(one.page, one.grid) for one in part]))
-        yield Batch(view, pixels, tile_pixels, slots, readings)
+        yield _batch(generator, view, part, (pixels, tile_pixels, False), grounded, tokenizer)
+
+
+def page_pool(generator: np.random.Generator, view: View, recipe: Recipe, encoder: Encoder) -> PagePool:
+    """Build a pool of pages of `view`; each time it grows, it encodes one batch."""
+
+    def encode() -> list[Encoded]:
+        part = [_place(generator, view, recipe) for _ in range(view.batch)]
+        pixels, tile_pixels = _draw(part, view)
+        whole = encoder(pixels).to(torch.float16)
+        if tile_pixels is None or view.tiles is None:
+            return [Encoded(one.page, one.grid, rows, None) for one, rows in zip(part, whole, strict=True)]
+        columns, lines = view.tiles
+        tiles = torch.unflatten(encoder(tile_pixels).to(torch.float16), 0, (len(part), lines, columns))
+        rows = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, C, rows, columns)
+        return [Encoded(one.page, one.grid, r, w) for one, r, w in zip(part, rows, whole, strict=True)]
+
+    return PagePool(generator, encode)
+
+
+def pooled_batches(
+    pages: PagePool, view: View, grounded: bool, tokenizer: Tokenizer, pool: int = 4
+) -> Iterator[Batch]:
+    """Yield `pool` batches of pages made of the rows of `pages`, sorted like those of `batches`."""
+    placed = pages.draw(view.batch * pool)
+    placed.sort(key=lambda one: len(one.page.text))
+    for index in pages.generator.permutation(pool):
+        part = placed[index * view.batch : (index + 1) * view.batch]
+        rows = torch.stack([one.rows for one in part]).float()
+        features: tuple[torch.Tensor, torch.Tensor | None, bool] = rows, None, True
+        if view.tiles is not None:
+            tiles = torch.unflatten(torch.unflatten(rows, 3, (view.tiles[0], -1)), 2, (view.tiles[1], -1))
+            tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B * tiles, C, 10, 10)
+            features = torch.stack([one.view for one in part if one.view is not None]).float(), tiles, True
+        yield _batch(pages.generator, view, part, features, grounded, tokenizer)
+
+
+def _batch(
+    generator: np.random.Generator,
+    view: View,
+    part: Sequence[_Placed | Encoded],
+    inputs: tuple[torch.Tensor, torch.Tensor | None, bool],
+    grounded: bool,
+    tokenizer: Tokenizer,
+) -> Batch:
+    readings = [
+        _reading(generator, part, prompt, view.pruned, tokenizer)
+        for prompt in ([False, True] if view.prompts == 2 else [grounded])
+    ]
+    slots = torch.from_numpy(np.stack([slot_classes(one.page, one.grid) for one in part]))
+    return Batch(view, *inputs, slots, readings)
 
 
 def _place(generator: np.random.Generator, view: View, recipe: Recipe) -> _Placed:
@@ -112,7 +164,11 @@ def _place(generator: np.random.Generator, view: View, recipe: Recipe) -> _Place
 
 
 def _reading(
-    generator: np.random.Generator, part: list[_Placed], grounded: bool, pruned: float, tokenizer: Tokenizer
+    generator: np.random.Generator,
+    part: Sequence[_Placed | Encoded],
+    grounded: bool,
+    pruned: float,
+    tokenizer: Tokenizer,
 ) -> Reading:
     pairs = [answer(one.page, one.grid, grounded, tokenizer) for one in part]
     length = max(len(ids) for ids, _ in pairs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     UnlimitedOcrForConditionalGeneration,
     apply_rotary_pos_emb,
@@ -19,8 +22,9 @@ from export.reference.thinning import thin
 from rtprune.layout import TokenLayout
 
 BLANK_WEIGHT = 0.05
-GUIDED_LAYERS, GUIDED_HEADS = (2, 3), 2
-"""The first two heads of the last two layers: one head of 32 is narrow for all characters of a token."""
+LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 1, (2, 3), 2
+"""The first two heads of each: one of 32 is narrow for all characters of a token. The locating layer finds the
+character that was written last; the layers after it step on from there, which keeps the place where words repeat."""
 PAD_ID = 2
 """As published."""
 
@@ -34,7 +38,7 @@ class Trainee(nn.Module):
         hidden: int = model.lm_head.weight.shape[1]
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
         self._caught: dict[str, torch.Tensor] = {}
-        for layer in GUIDED_LAYERS:
+        for layer in (LOCATING_LAYER, *GUIDED_LAYERS):
             attention = model.model.language_model.layers[layer].self_attn
             attention.q_proj.register_forward_hook(self._catch(f"q{layer}"))
             attention.k_proj.register_forward_hook(self._catch(f"k{layer}"))
@@ -53,15 +57,35 @@ class Trainee(nn.Module):
         """Encode the batch's pages: float32 (B, V, hidden), newlines and separator in place."""
         tiles, grid = {}, batch.view.tiles
         count = len(batch.pixels)
+        prepare = (lambda features: features) if batch.encoded else as_input
         if batch.tile_pixels is not None and grid is not None:
             tiles = {
-                "pixel_values_local": as_input(batch.tile_pixels),
+                "pixel_values_local": prepare(batch.tile_pixels),
                 "num_local_patches": [grid[0] * grid[1]] * count,
                 "patches_grid": [list(grid)] * count,
             }
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen):
-            features = self.model.model.get_image_features(as_input(batch.pixels), **tiles, return_dict=True)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen),
+            self._without_sam() if batch.encoded else nullcontext(),
+        ):
+            features = self.model.model.get_image_features(prepare(batch.pixels), **tiles, return_dict=True)
         return torch.stack(features.pooler_output)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return SAM's features of grey uint8 (N, side, side): float32 (N, C, side / 64, side / 64), no gradient."""
+        sam = self.model.model.vision_tower.sam_encoder
+        with torch.no_grad():
+            return torch.cat([sam(as_input(part)).last_hidden_state for part in torch.split(pixels, 2)])
+
+    @contextmanager
+    def _without_sam(self) -> Iterator[None]:
+        """Let the vision tower take SAM's features where it takes pixels."""
+        tower = self.model.model.vision_tower
+        sam, tower.sam_encoder = tower.sam_encoder, _AsItCame()
+        try:
+            yield
+        finally:
+            tower.sam_encoder = sam
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
@@ -122,27 +146,38 @@ class Trainee(nn.Module):
     def _look_loss(
         self, sequence: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
     ) -> torch.Tensor:
-        """Cross-entropy of the guided heads' attention against the visual token that holds the next character."""
-        length, total = looks.shape[1], sequence.shape[1]
+        """Cross-entropy of the guided heads' attention against the visual token that they should look at.
+
+        That is the one with the next character; in the locating layer, the one with the last.
+        """
+        total = sequence.shape[1]
         positions = torch.arange(total)[None] if positions is None else positions
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
+        after = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
+        before = torch.cat([torch.full_like(after[:, :1], -100), after[:, :-1]], dim=1)
+        wanted = {LOCATING_LAYER: before} | dict.fromkeys(GUIDED_LAYERS, after)
+        return torch.stack([self._guide(layer, where, cos, sin) for layer, where in wanted.items()]).mean()
+
+    def _guide(self, layer: int, wanted: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        attention = self.model.model.language_model.layers[layer].self_attn
+        query, key = (
+            torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[:, :, :GUIDED_HEADS]
+            for name in "qk"
+        )
+        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+        length, total = wanted.shape[1], key.shape[2]
+        scores = query[:, :, -length:] @ key.transpose(2, 3) * attention.scaling  # (B, heads, L, total)
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)
-        wanted = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
-        losses = []
-        for layer in GUIDED_LAYERS:
-            attention = self.model.model.language_model.layers[layer].self_attn
-            query, key = (
-                torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[
-                    :, :, :GUIDED_HEADS
-                ]
-                for name in "qk"
-            )
-            query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
-            scores = query[:, :, -length:] @ key.transpose(2, 3) * attention.scaling  # (B, heads, L, total)
-            scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)
-            spread = wanted[:, None].expand(-1, GUIDED_HEADS, -1).flatten()
-            losses.append(functional.cross_entropy(scores, spread, ignore_index=-100))
-        return torch.stack(losses).mean()
+        scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)
+        spread = wanted[:, None].expand(-1, GUIDED_HEADS, -1).flatten()
+        return functional.cross_entropy(scores, spread, ignore_index=-100)
+
+
+class _AsItCame(nn.Module):
+    """Stands for the SAM encoder where its features are at hand."""
+
+    def forward(self, features: torch.Tensor, **_options: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=features)
 
 
 def _with_start(sequence: torch.Tensor, start: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

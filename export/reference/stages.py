@@ -138,4 +138,20 @@ STAGES = (
         ),
         loss_weights=(1.0, 0.7, 1.0, 0.2),
     ),
+    Stage(
+        "place",
+        4000,
+        (1.2e-3, 1.2e-3),
+        (
+            Share(0.20, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.35),
+            Share(0.08, View(512, 12, fresh=0.3), SHIFTED, grounded=0.2),
+            Share(0.25, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.35),
+            Share(0.33, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
+            Share(0.06, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.05, View(1024, 3, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.02, View(1024, 2, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.01, View(1024, 2, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+        ),
+        loss_weights=(1.0, 0.3, 1.0, 0.2),
+    ),
 )

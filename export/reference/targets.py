@@ -50,7 +50,7 @@ def slot_classes(page: Page, grid: TokenGrid) -> NDArray[np.int64]:
 def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the answer's token ids and, for each, the index in the visual sequence of the token to look at.
 
-    The index counts the newlines of the layout; `NOWHERE` for tags and the end.
+    The index counts the newlines of the layout; `NOWHERE` for tags and the end; a box's numbers look at their edges.
     """
     token_rows, token_columns = grid.cell_tokens(page)
     token_columns_list, token_rows_list = token_columns.tolist(), token_rows.tolist()
@@ -68,10 +68,19 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
             ids += [newline, newline]
             looks += [look(page.rows[number - 1][-1], end), look(page.rows[number - 1][-1] + 1, page.indent)]
         if grounded:
-            header = "<|ref|>text<|/ref|><|det|>[[{}, {}, {}, {}]]<|/det|>\n".format(*boxes[number])
-            header_ids = tokenizer.encode(header).ids
-            ids += header_ids
-            looks += [NOWHERE] * len(header_ids)
+            # An edge's digits look at a character that touches that edge.
+            first, last = look(rows[0], page.indent), look(rows[-1], page.indent)
+            longest = max(range(len(block)), key=lambda index: len(block[index]))
+            right = look(rows[longest], page.indent + len(block[longest]) - 1)
+            edges = zip(boxes[number], (first, first, right, last), strict=True)
+            parts = [("<|ref|>text<|/ref|><|det|>[[", NOWHERE)]
+            for place, (edge, where) in enumerate(edges):
+                parts += [(", ", NOWHERE)] if place else []
+                parts.append((str(edge), where))
+            for part, where in [*parts, ("]]<|/det|>\n", NOWHERE)]:
+                part_ids = tokenizer.encode(part).ids
+                ids += part_ids
+                looks += [where] * len(part_ids)
         for index, (line, row) in enumerate(zip(block, rows, strict=True)):
             if index:
                 ids.append(newline)

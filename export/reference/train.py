@@ -18,15 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from export.reference.batches import Batch, batches
+from export.reference.batches import Batch, batches, page_pool, pooled_batches
 from export.reference.checkpoint import load_checkpoint, new_model, save_checkpoint
 from export.reference.losses import Trainee
+from export.reference.pool import PagePool
 from export.reference.stages import STAGES, Stage
 from export.reference.tokenizer import build_tokenizer
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPORT_EVERY = 50
 SAVE_EVERY_SECONDS = 180.0
+FIRST_FILL = 8
+"""Batches that are encoded before a pool gives its first."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Option numbers of mallopt(3)."""
 
@@ -173,14 +176,23 @@ def stage_batches(stage: Stage, seed: int, start: int, run: Run) -> Iterator[Bat
     generator = np.random.default_rng([seed, order, start])
     weights = np.array([share.weight for share in stage.shares])
     waiting: list[Iterator[Batch] | None] = [None] * len(stage.shares)
+    pools: dict[int, PagePool] = {}
     while True:
         kind = int(generator.choice(len(weights), p=weights / weights.sum()))
         share = stage.shares[kind]
         batch = next(pool, None) if (pool := waiting[kind]) is not None else None
         if batch is None:
             grounded = bool(generator.random() < share.grounded)
-            pool = waiting[kind] = batches(generator, share.view, share.recipe, grounded, run.tokenizer)
-            batch = next(pool)
+            if share.view.fresh:
+                if kind not in pools:
+                    pools[kind] = page_pool(generator, share.view, share.recipe, run.trainee.encode)
+                for _ in range(1 if pools[kind].pages else FIRST_FILL):
+                    pools[kind].grow()
+                rounds = round(1 / share.view.fresh)
+                pool = pooled_batches(pools[kind], share.view, grounded, run.tokenizer, rounds)
+            else:
+                pool = batches(generator, share.view, share.recipe, grounded, run.tokenizer)
+            waiting[kind], batch = pool, next(pool)
         yield batch
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.reference.batches import Reading, View, batches
+from export.reference.batches import Reading, View, batches, page_pool, pooled_batches
 from export.reference.checkpoint import new_model, save_checkpoint
 from export.reference.config import BLOCK
 from export.reference.evaluate import model_inputs
@@ -23,6 +23,7 @@ from rtprune.settings import Settings
 from rtprune.views import make_views
 
 TOKENIZER = build_tokenizer()
+REF, DET_END = (TOKENIZER.token_to_id(name) for name in ("<|ref|>", "<|/det|>"))
 WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3)
 
 
@@ -49,8 +50,15 @@ def test_the_answer_is_the_page_and_looks_where_its_characters_are(seed, grounde
     )
     (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
     seen = 0
+    edges = []
+    tagged = False
     for token, look in zip(ids, looks, strict=True):
+        if token in (REF, DET_END):
+            tagged = token == REF
         if look == NOWHERE or token == 3 + ord("\n"):
+            continue
+        if tagged:
+            edges.append(divmod(look, 11))
             continue
         row, column = next(cells)
         token_row, token_column = divmod(look, 11)
@@ -58,6 +66,21 @@ def test_the_answer_is_the_page_and_looks_where_its_characters_are(seed, grounde
         assert 0 <= top + (row + 0.5) * cell_h - token_row * BLOCK < BLOCK
         seen += 1
     assert seen == sum(len(line.encode()) for block in page.blocks for line in block)
+    assert bool(edges) == grounded
+    for row, column in edges:
+        assert page_shows_text_in(page, row, column - 1)
+
+
+def page_shows_text_in(page, row, column):
+    """Whether the token of the page's own `row` and `column` holds the centre of a character."""
+    (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
+    return any(
+        (top + (line_row + 0.5) * cell_h) // BLOCK == row
+        and (left + (place + 0.5) * cell_w) // BLOCK == column
+        for block, rows in zip(page.blocks, page.rows, strict=True)
+        for line, line_row in zip(block, rows, strict=True)
+        for place in range(page.indent, page.indent + len(line))
+    )
 
 
 def test_slots_hold_every_character_of_the_page_once():
@@ -133,6 +156,47 @@ def test_a_batch_is_read_with_both_prompts(trainee):
     assert "<|det|>" in grounded
     assert "<|det|>" not in free
     assert not trainee.visual_tokens(batch).requires_grad
+
+
+@pytest.mark.parametrize("view", [View(512, 2, padded=0.5), View(1024, 1, tiles=(2, 1))])
+def test_pages_of_a_pool_are_read_like_drawn_ones(trainee, view, monkeypatch):
+    monkeypatch.setattr("export.reference.pool.MIXED", 0.0)
+    pages = page_pool(np.random.default_rng(3), view, Recipe(margin=2), trainee.encode)
+    pages.grow()
+    batch = next(pooled_batches(pages, view, True, TOKENIZER, pool=1))
+    by_text = {encoded.page.text: encoded for encoded in pages.pages}
+    drawn = next(batches(np.random.default_rng(3), view, Recipe(margin=2), True, TOKENIZER, pool=1))
+    texts = sorted(by_text, key=len)
+    assert len(texts) == view.batch
+    with torch.no_grad():
+        tokens = dict(zip(texts, trainee.visual_tokens(drawn), strict=True))
+        for answer_ids, one in zip(batch.readings[0].answers, trainee.visual_tokens(batch), strict=True):
+            ids = [i for i in answer_ids.tolist() if i not in (1, 2)]
+            read = TOKENIZER.decode(ids, skip_special_tokens=False)
+            (text,) = (t for t in texts if by_text[t].page.grounded_text() == read)
+            torch.testing.assert_close(one, tokens[text], rtol=0.02, atol=0.02)  # kept in float16
+
+
+def test_rows_move_with_their_text():
+    view, recipe = View(512, 12), Recipe(margin=2)
+
+    def brightness(pixels):
+        """Stand for an encoder whose features of a token are its pixels' sums, so that rows can be recognised."""
+        return pixels.float().unflatten(1, (8, 64)).unflatten(3, (8, 64)).mean(dim=(2, 4))[:, None]
+
+    pages = page_pool(np.random.default_rng(0), view, recipe, brightness)
+    pages.grow()
+    pages.grow()
+    known = {
+        (one.lines[row], row, one.page.indent): one.rows[:, row] for one in pages.pages for row in range(8)
+    }
+    mixed = pages.draw(40)
+    assert {one.page.text for one in mixed} - {one.page.text for one in pages.pages}
+    for one in mixed:
+        for row in range(8):
+            assert torch.equal(one.rows[:, row], known[one.lines[row], row, one.page.indent])
+            shown = "".join(CHARACTERS[c] for c in one.page.grid[row])
+            assert shown.strip() == one.lines[row]
 
 
 def test_thinning_says_where_each_token_went():
