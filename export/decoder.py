@@ -64,12 +64,11 @@ class CpuDecoder:
             return (checkpoint.read(name).to(dtype),)
 
         with bar("decoder weights", sum(spec.bytes for spec in specs.values()), "B") as shown:
-            write_safetensors(
-                out / WEIGHTS,
-                specs,
-                parts,
-                metadata={"format": "pt"},
-                on_tensor=lambda _, written: shown.update(written),
-            )
+
+            def on_tensor(_name: str, written: int) -> None:
+                shown.update(written)
+                checkpoint.close()  # mapped pages count as resident; mapping again is cheap
+
+            write_safetensors(out / WEIGHTS, specs, parts, metadata={"format": "pt"}, on_tensor=on_tensor)
         (out / "config.json").write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
         return {"precision": precision}

@@ -178,15 +178,16 @@ def report(measurements: list[Measurement], scale: Scale) -> str:
 def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path]]]:
     """Every step by its short name: title, command, and what it writes."""
     checkpoint, cpu, gpu = work / "checkpoint", work / "cpu", work / "gpu"
-    staging = work / "cpu.staging"  # where the export's steps write until they are verified
+    # Where the export's steps write until they are verified; the GPU's verification needs a GPU.
+    staging, graphs = work / "cpu.staging", work / "graphs.staging"
 
     def own(step: str) -> list[str]:
         command = [sys.executable, "-m", "export.fullsize", "--step", step]
         return [*command, "--scale", scale, "--work", str(work)]
 
-    def cli(step: str) -> list[str]:
-        command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--target", "cpu"]
-        return [*command, "--modes", ",".join(SIDES), "--output", str(cpu), step]
+    def cli(step: str, target: str = "cpu", output: Path = cpu) -> list[str]:
+        command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--target", target]
+        return [*command, "--modes", ",".join(SIDES), "--output", str(output), step]
 
     sides = " and ".join(f"{side} px" for side in SIDES.values())
     return {
@@ -195,6 +196,11 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
         "decoder": ("decoder weights for the CPU", cli("decoder"), [staging / "decoder"]),
         "verify": ("verify: ONNX Runtime against PyTorch, weights read back", cli("verify"), []),
         "load": ("load the CPU decoder", own("load"), []),
+        "graphs": (
+            f"vision graphs for {sides} for TensorRT, FP16",
+            cli("vision", "gpu", work / "graphs"),
+            [graphs / "vision"],
+        ),
         "convert": ("decoder to a TensorRT-LLM checkpoint, BF16", own("convert"), [gpu]),
     }
 
@@ -240,9 +246,10 @@ def run(work: Path, scale: Scale, only: list[str], results: Path | None, keep: b
 
 def remove_files(work: Path) -> None:
     """Remove what the steps wrote, and `work` itself if nothing else is in it."""
-    for name in ("checkpoint", "cpu", "cpu.staging", "cpu.previous", "gpu"):
+    for name in ("checkpoint", "cpu", "cpu.staging", "cpu.previous", "gpu", "graphs.staging"):
         shutil.rmtree(work / name, ignore_errors=True)
-    (work / "cpu.lock").unlink(missing_ok=True)
+    for name in ("cpu.lock", "graphs.lock"):
+        (work / name).unlink(missing_ok=True)
     if not any(work.iterdir()):
         work.rmdir()
 
