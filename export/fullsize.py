@@ -75,6 +75,13 @@ def load_decoder(folder: Path) -> str:
     return f"{model.config.num_hidden_layers} layers loaded in {time.perf_counter() - started:.1f} s"
 
 
+def compare_decoder(checkpoint: Path, folder: Path) -> str:
+    """Compare the CPU decoder's logits with transformers'."""
+    from export.decoder_check import compare
+
+    return compare(checkpoint, folder)
+
+
 def convert_decoder(checkpoint: Path, output: Path) -> str:
     """Write the decoder as a TensorRT-LLM checkpoint."""
     from export.checkpoint import Checkpoint
@@ -196,6 +203,7 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
         "decoder": ("decoder weights for the CPU", cli("decoder"), [staging / "decoder"]),
         "verify": ("verify: ONNX Runtime against PyTorch, weights read back", cli("verify"), []),
         "load": ("load the CPU decoder", own("load"), []),
+        "logits": ("CPU decoder against transformers, FP32", own("logits"), []),
         "graphs": (
             f"vision graphs for {sides} for TensorRT, FP16",
             cli("vision", "gpu", work / "graphs"),
@@ -211,8 +219,9 @@ def run_step(step: str, work: Path, scale: Scale) -> str:
 
     if step == "write":
         return write_checkpoint(work / "checkpoint", scale)
-    if step == "load":
-        return load_decoder(work / "cpu" / Manifest.load(work / "cpu").decoder.folder)
+    if step in ("load", "logits"):
+        decoder = work / "cpu" / Manifest.load(work / "cpu").decoder.folder
+        return load_decoder(decoder) if step == "load" else compare_decoder(work / "checkpoint", decoder)
     if step == "convert":
         return convert_decoder(work / "checkpoint", work / "gpu")
     raise InvalidInput(f"There is no step {step!r}.")

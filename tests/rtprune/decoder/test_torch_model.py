@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from export import decoder_check
 from rtprune.decoder.torch_attention import Span, SpanAttention, allocate_kv
 from rtprune.decoder.torch_engine import TorchEngine
 from rtprune.decoder.torch_model import TorchDecoder
@@ -49,33 +49,10 @@ FULL_SIZE: dict[str, Any] = {
 }
 
 
-@torch.inference_mode()
 def teacher_forced(
     model: TorchDecoder, one: Ask, after: list[int], chunk: int, positions: NDArray[np.int64] | None = None
 ) -> torch.Tensor:
-    """Our logits of the same positions: the prompt in chunks, then token by token."""
-    config, length = model.config, len(one.ids) + len(after)
-    kv = allocate_kv(
-        config.num_hidden_layers,
-        config.num_key_value_heads,
-        length + 32,
-        config.head_dim,
-        model.kv_dtype,
-        CPU,
-    )
-    ids = np.concatenate([one.ids, np.array(after, np.int32)])
-    numbers = torch.arange(length) if positions is None else torch.from_numpy(positions)
-    edges = [*range(0, len(one.ids), chunk), *range(len(one.ids), length + 1)]
-    found = []
-    for begin, end in itertools.pairwise(edges):
-        attention = SpanAttention(kv, [Span(32, end, end - begin)])
-        places = torch.arange(32 + begin, 32 + end)
-        hidden = model.forward(
-            model.embed(ids[begin:end], one.visual), numbers[begin:end], places, kv, attention
-        )
-        if end >= len(one.ids):
-            found.append(model.logits(hidden[end - begin - 1 : end - begin]))
-    return torch.cat(found)
+    return decoder_check.teacher_forced(model, one.ids, one.visual, after, chunk, positions)
 
 
 def shaped(config: dict[str, Any], seed: int, text: int, visual: int, max_tokens: int) -> Ask:

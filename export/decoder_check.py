@@ -1,0 +1,98 @@
+"""The CPU decoder against transformers: logits of a prompt and of tokens that are given, in FP32."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rtprune.decoder.torch_attention import Span, SpanAttention, allocate_kv
+from rtprune.decoder.torch_model import TorchDecoder
+
+VISUAL, TEXT, AFTER = 273, 27, 50  # a base page without pruning; 300 tokens in all, then what is decoded
+CHUNK = 256
+GAP = 32  # empty places of KV memory before the request's own
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: TorchDecoder,
+    ids: NDArray[np.int32],
+    visual: NDArray[np.float32],
+    after: list[int],
+    chunk: int = CHUNK,
+    positions: NDArray[np.int64] | None = None,
+) -> torch.Tensor:
+    """Our logits of the prompt's last token and of each token of `after`: float32 (1 + after, vocabulary).
+
+    The prompt goes in chunks, then token by token, as in serving. ids: int32 (n,), visual token i as
+    `vocab_size + i`.
+    """
+    config, length = model.config, len(ids) + len(after)
+    kv = allocate_kv(
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        length + GAP,
+        config.head_dim,
+        model.kv_dtype,
+        torch.device("cpu"),
+    )
+    whole = np.concatenate([ids, np.array(after, np.int32)])
+    numbers = torch.arange(length) if positions is None else torch.from_numpy(positions)
+    edges = [*range(0, len(ids), chunk), *range(len(ids), length + 1)]
+    found = []
+    for begin, end in itertools.pairwise(edges):
+        attention = SpanAttention(kv, [Span(GAP, end, end - begin)])
+        places = torch.arange(GAP + begin, GAP + end)
+        embedded = model.embed(whole[begin:end], visual)
+        hidden = model.forward(embedded, numbers[begin:end], places, kv, attention)
+        if end >= len(ids):
+            found.append(model.logits(hidden[end - begin - 1 : end - begin]))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def transformers_logits(
+    model: Any, ids: NDArray[np.int32], visual: NDArray[np.float32], after: list[int]
+) -> torch.Tensor:
+    """The same of transformers' model: float32 (1 + after, vocabulary)."""
+    vocabulary = model.config.text_config.vocab_size
+    prompt = torch.from_numpy(np.concatenate([ids, np.array(after, np.int32)]).astype(np.int64))
+    is_visual = prompt >= vocabulary
+    embedded: torch.Tensor = model.get_input_embeddings()(prompt.where(~is_visual, 0))
+    embedded[is_visual] = torch.from_numpy(visual)[prompt[is_visual] - vocabulary].to(embedded.dtype)
+    hidden = model.model.language_model(inputs_embeds=embedded[None], use_cache=False).last_hidden_state
+    logits: torch.Tensor = model.lm_head(hidden[0, len(ids) - 1 :]).float()
+    return logits
+
+
+def compare(checkpoint_folder: Path, decoder: Path) -> str:
+    """Compare the decoder of `decoder`, computed in FP32, with transformers on the checkpoint it was made of."""
+    from export.checkpoint import Checkpoint
+    from export.resources import require_memory
+    from export.torch_reference import load_model
+
+    checkpoint = Checkpoint.open(checkpoint_folder)
+    shape = checkpoint.architecture.decoder
+    require_memory(4 * checkpoint.parameters("") + 2_000_000_000, "Comparing the decoder in FP32")
+    drawn = np.random.default_rng(4)
+    vocabulary = shape.vocab_size
+    text = drawn.integers(3, vocabulary, TEXT - 1)
+    ids = np.array([0, *range(vocabulary, vocabulary + VISUAL), *text], np.int32)
+    visual = drawn.normal(size=(VISUAL, shape.hidden_size)).astype(np.float32)
+    after = [int(token) for token in drawn.integers(3, vocabulary, AFTER)]
+    # One after the other: each is 11 GB at full size.
+    expected = transformers_logits(load_model(checkpoint, 2), ids, visual, after)
+    checkpoint.close()
+    ours = teacher_forced(TorchDecoder(decoder, torch.float32, torch.device("cpu")), ids, visual, after)
+    apart = float((ours - expected).abs().max())
+    largest = float(expected.abs().max())
+    same = float((ours.argmax(1) == expected.argmax(1)).float().mean())
+    return (
+        f"{shape.num_hidden_layers} layers, prompt {len(ids)}, then {AFTER} given tokens: logits at most {apart:.1e} apart "
+        f"(largest {largest:.2g}), the same first choice in {same:.0%}"
+    )
