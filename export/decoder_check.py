@@ -93,6 +93,6 @@ def compare(checkpoint_folder: Path, decoder: Path) -> str:
     largest = float(expected.abs().max())
     same = float((ours.argmax(1) == expected.argmax(1)).float().mean())
     return (
-        f"{shape.num_hidden_layers} layers, prompt {len(ids)}, then {AFTER} given tokens: logits at most {apart:.1e} apart "
-        f"(largest {largest:.2g}), the same first choice in {same:.0%}"
+        f"{shape.num_hidden_layers} layers, prompt {len(ids)}, then {AFTER} given tokens: logits at most {apart:.1e} "
+        f"apart (largest {largest:.2g}), the same first choice in {same:.0%}"
     )

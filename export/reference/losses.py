@@ -15,16 +15,18 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     apply_rotary_pos_emb,
 )
 
-from export.reference.batches import Batch, Reading
+from export.reference.batches import Batch, Reading, View
 from export.reference.targets import NOWHERE, SLOTS
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
-from rtprune.layout import TokenLayout
 
 BLANK_WEIGHT = 0.05
 LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 1, (2, 3), 2
 """The first two heads of each: one of 32 is narrow for all characters of a token. The locating layer finds the
 character that was written last; the layers after it step on from there, which keeps the place where words repeat."""
+PLACING_LAYERS, PLACES = (0, 1), 64
+"""Their outputs must tell line and column, counted in visual tokens from where the page's text begins: what a query
+and a key have in common when the words don't tell where the reader is."""
 PAD_ID = 2
 """As published."""
 
@@ -37,7 +39,10 @@ class Trainee(nn.Module):
         self.model = model
         hidden: int = model.lm_head.weight.shape[1]
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
+        self.places = nn.ModuleList(nn.Linear(hidden, 2 * PLACES) for _ in PLACING_LAYERS)
         self._caught: dict[str, torch.Tensor] = {}
+        for index in PLACING_LAYERS:
+            model.model.language_model.layers[index].register_forward_hook(self._catch(f"out{index}"))
         for layer in (LOCATING_LAYER, *GUIDED_LAYERS):
             attention = model.model.language_model.layers[layer].self_attn
             attention.q_proj.register_forward_hook(self._catch(f"q{layer}"))
@@ -49,7 +54,7 @@ class Trainee(nn.Module):
 
     def _catch(self, name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            self._caught[name] = output
+            self._caught[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -91,19 +96,19 @@ class Trainee(nn.Module):
         """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
         visual = self.visual_tokens(batch)
         results = self._slot_losses(visual, batch)
-        readings = [self._read(visual, batch.view.layout, reading) for reading in batch.readings]
+        readings = [self._read(visual, batch.view, reading) for reading in batch.readings]
         means = {name: torch.stack([one[name] for one in readings]).mean() for name in readings[0]}
         results.update(means)
         return results
 
-    def _read(self, visual: torch.Tensor, layout: TokenLayout, reading: Reading) -> dict[str, torch.Tensor]:
+    def _read(self, visual: torch.Tensor, view: View, reading: Reading) -> dict[str, torch.Tensor]:
         count, length = reading.answers.shape
         language = self.model.model.language_model
         embed = language.embed_tokens
         tokens, looks = visual, reading.looks
         attend: dict[str, torch.Tensor] = {}
         if reading.retentions is not None:
-            thinned = thin(visual, layout, reading.retentions)
+            thinned = thin(visual, view.layout, reading.retentions)
             tokens, looks = thinned.tokens, _moved(looks, thinned.places)
             total = tokens.shape[1] + len(reading.prompt) + length
             order = torch.arange(total) - thinned.padding[:, None]
@@ -123,7 +128,33 @@ class Trainee(nn.Module):
             "text": text,
             "text_right": right,
             "looks": self._look_loss(sequence, looks, attend.get("position_ids")),
+            # Which lines and columns are left is another question on pruned pages.
+            "places": self._place_loss(view, looks) if reading.retentions is None else text.new_zeros(()),
         }
+
+    def _place_loss(self, view: View, looks: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of lines and columns: the next character's at each text token, each visual token's own."""
+        (columns, rows), length = view.grid, looks.shape[1]
+        far = rows * (columns + 1)
+        first = torch.stack(
+            [
+                torch.where(looks == NOWHERE, far, part).amin(1)
+                for part in (looks // (columns + 1), looks % (columns + 1))
+            ],
+            dim=1,
+        )  # (B, 2)
+        tokens = torch.arange(rows * (columns + 1)).expand(len(looks), -1)
+        index = torch.cat([tokens, looks], dim=1)
+        wanted = torch.stack([index // (columns + 1), index % (columns + 1)], dim=2) - first[:, None]
+        known = (index != NOWHERE)[..., None] & (wanted >= 0) & (wanted < PLACES)
+        wanted = torch.where(known, wanted, -100).flatten()
+        losses = []
+        for layer, place in zip(PLACING_LAYERS, self.places, strict=True):
+            hidden = self._caught[f"out{layer}"]
+            hidden = torch.cat([hidden[:, 1 : 1 + far], hidden[:, -length:]], dim=1)
+            logits = place(hidden / hidden.detach().norm(dim=-1, keepdim=True) * hidden.shape[-1] ** 0.5)
+            losses.append(functional.cross_entropy(logits.reshape(-1, PLACES), wanted, ignore_index=-100))
+        return torch.stack(losses).mean()
 
     def _slot_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         columns, rows = batch.view.grid

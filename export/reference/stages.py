@@ -26,7 +26,8 @@ class Stage:
     steps: int
     rates: tuple[float, float]
     shares: tuple[Share, ...]
-    loss_weights: tuple[float, float, float, float] = (1.0, 1.0, 0.3, 0.2)  # text, slots, looks, norms
+    # text, slots, looks, norms, places
+    loss_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 0.3, 0.2, 0.3)
     warmup: int = 0
 
 
@@ -84,7 +85,7 @@ STAGES = (
             Share(0.04, View(1280, 2, frozen=True, padded=0.3), SHIFTED, grounded=0.2),
             Share(0.05, View(1024, 2, tiles=(2, 2), frozen=True, prompts=2), ALIGNED, grounded=0.2),
         ),
-        loss_weights=(1.0, 1.0, 0.6, 0.2),
+        loss_weights=(1.0, 1.0, 0.6, 0.2, 0.3),
     ),
     Stage(
         "settle",
@@ -102,7 +103,7 @@ STAGES = (
             Share(0.02, View(1024, 1, tiles=(2, 3), pruned=0.1, frozen=True, prompts=2), ALIGNED),
             Share(0.01, View(1024, 1, tiles=(3, 2), pruned=0.1, frozen=True, prompts=2), ALIGNED),
         ),
-        loss_weights=(1.0, 1.0, 0.6, 0.2),
+        loss_weights=(1.0, 1.0, 0.6, 0.2, 0.3),
     ),
     Stage(
         "finish",
@@ -119,7 +120,7 @@ STAGES = (
             Share(0.02, View(1024, 1, tiles=(2, 3), pruned=0.1, frozen=True, prompts=2), ALIGNED),
             Share(0.01, View(1024, 1, tiles=(3, 2), pruned=0.1, frozen=True, prompts=2), ALIGNED),
         ),
-        loss_weights=(1.0, 0.7, 1.0, 0.2),
+        loss_weights=(1.0, 0.7, 1.0, 0.2, 0.3),
     ),
     Stage(
         "align",
@@ -136,7 +137,7 @@ STAGES = (
             Share(0.01, View(1024, 1, tiles=(2, 3), pruned=0.1, frozen=True, prompts=2), ALIGNED),
             Share(0.005, View(1024, 1, tiles=(3, 2), pruned=0.1, frozen=True, prompts=2), ALIGNED),
         ),
-        loss_weights=(1.0, 0.7, 1.0, 0.2),
+        loss_weights=(1.0, 0.7, 1.0, 0.2, 0.3),
     ),
     Stage(
         "place",
@@ -152,6 +153,6 @@ STAGES = (
             Share(0.02, View(1024, 2, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
             Share(0.01, View(1024, 2, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
         ),
-        loss_weights=(1.0, 0.3, 1.0, 0.2),
+        loss_weights=(1.0, 0.3, 1.0, 0.2, 0.6),
     ),
 )

@@ -113,7 +113,7 @@ class Run:
 
     def _step(self, batch: Batch, stage: Stage) -> dict[str, float]:
         results = self.trainee(batch)
-        losses = [results[name] for name in ("text", "slots", "looks", "norms")]
+        losses = [results[name] for name in ("text", "slots", "looks", "norms", "places")]
         total = torch.stack(losses) @ torch.tensor(stage.loss_weights)
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
@@ -140,6 +140,8 @@ class Run:
         tensors = load_file(self.work / "state.safetensors")
         with torch.no_grad():
             for name, parameter in self.trainee.named_parameters():
+                if name.startswith("places.") and f"weight.{name}" not in tensors:
+                    continue  # an aid that an older state lacks starts anew
                 parameter.copy_(tensors[f"weight.{name}"])
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 if f"step.{name}" in tensors:

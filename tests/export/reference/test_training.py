@@ -130,6 +130,7 @@ def test_thinning_keeps_all_at_retention_one_and_pages_do_not_mix(trainee):
 
     (whole,) = batch.readings
     expected, kept = losses(whole), losses(dataclasses.replace(whole, retentions=np.ones(3)))
+    assert kept.pop("places") == 0 < expected.pop("places")  # asked of whole pages only
     for name in expected:
         torch.testing.assert_close(kept[name], expected[name], msg=name)
     shares = np.array([0.6, 0.8, 1.0])
