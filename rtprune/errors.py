@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 class OcrError(Exception):
-    """Base of every error whose message may be shown to a client as it is."""
+    """Base of every error whose message may be shown to a client as it is.
+
+    relayed: it was answered by another stage, which counted it; this one only passes it on.
+    """
+
+    relayed = False
 
 
 class InvalidInput(OcrError, ValueError):

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ from rtprune.settings import settings
 
 Array = NDArray[Any]
 LEVELS = ("debug", "info", "warning", "error")
+STATUSES = ("INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL")
+STAGES = ("stream", "preprocess", "vision", "rtprune", "decoder", "generate")  # where an error can arise
 
 
 def array(request: Any, name: str) -> Array | None:
@@ -73,7 +75,10 @@ def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = Tr
         elif isinstance(error, Unavailable):
             status, code = "UNAVAILABLE", pb_utils.TritonError.UNAVAILABLE
         log("refused", stage, request_id, error=sentence)
+        if not error.relayed:
+            ERRORS.error(stage, status)
     else:
+        ERRORS.error(stage, status)
         log("bug", stage, request_id, level="error", error="".join(traceback.format_exception(error)))
         sentence = f"The {stage} stage failed on this page; the server's log has the details."
     return error_response(f"{status}: {sentence}" if spelled else sentence, code)
@@ -128,6 +133,26 @@ class Counters:
         """Count one request of a stage and the seconds it took."""
         self.add("ocr_stage_seconds_total", "Seconds of compute, by stage.", seconds, stage=stage)
         self.add("ocr_stage_requests_total", "Requests computed, by stage.", stage=stage)
+
+    def error(self, stage: str, status: str, count: float = 1.0) -> None:
+        """Count a request that was answered with an error, once, where the error arose."""
+        self.add("ocr_errors_total", "Errors by stage and status.", count, stage=stage, status=status)
+
+    def observe(self, name: str, help_text: str, bounds: Sequence[float], value: float | None) -> None:
+        """Count a value in a histogram's buckets, sum and count; None only makes the series, at zero.
+
+        Triton 2.51's Python backend has no histograms, so its series are counters with a histogram's names:
+        quantiles over several servers can be taken of buckets, and not of Triton's own summaries.
+        """
+        for bound in (*bounds, float("inf")):
+            if value is None or value <= bound:
+                le = "+Inf" if bound == float("inf") else f"{bound:g}"
+                self.add(f"{name}_bucket", f"{help_text} Buckets.", float(value is not None), le=le)
+        self.add(f"{name}_sum", f"{help_text} Sum.", value or 0.0)
+        self.add(f"{name}_count", f"{help_text} Count.", float(value is not None))
+
+
+ERRORS = Counters()  # of this process; `failure` is called where there is no model at hand
 
 
 def check_deadline(clock: Array, stage: str) -> None:

@@ -65,4 +65,6 @@ def _check(answered: Any) -> None:
     spelled = _SPELLED.match(message)
     if spelled is None:
         raise EngineError(message)
-    raise _KINDS[spelled[1]](message[spelled.end() :])
+    error = _KINDS[spelled[1]](message[spelled.end() :])
+    error.relayed = True
+    raise error

@@ -94,7 +94,7 @@ def _numbers(status: Status, metrics: Metrics) -> None:
         ("output_tokens", "ocr_output_tokens_total"),
         ("visual_tokens", "ocr_visual_tokens_total"),
         ("visual_tokens_kept", "ocr_visual_tokens_kept_total"),
-        ("first_token_seconds", "ocr_first_token_seconds_total"),
+        ("first_token_seconds", "ocr_first_token_seconds_sum"),
         ("queue_seconds", "ocr_queue_seconds_total"),
         ("gpu_utilization", "nv_gpu_utilization"),
         ("gpu_memory_used_bytes", "nv_gpu_memory_used_bytes"),
@@ -141,7 +141,8 @@ def _text(status: Status) -> str:
         lines.append(f"GPU       {numbers['gpu_utilization']:.0%} busy, {used:.1f} GiB in use")
     pages = sum(status.finished.values())
     if pages:
-        reasons = ", ".join(f"{reason} {count:.0f}" for reason, count in sorted(status.finished.items()))
+        counted = sorted((reason, count) for reason, count in status.finished.items() if count)
+        reasons = ", ".join(f"{reason} {count:.0f}" for reason, count in counted)
         first = numbers.get("first_token_seconds", 0) / pages
         lines.append(f"so far    {pages:.0f} pages ({reasons}), first token after {first:.2f} s on average")
     if numbers.get("visual_tokens"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from tests.serving import calls, metrics
 from tests.serving.running import RunningServer
@@ -43,6 +45,44 @@ def test_a_page_is_counted(ocr_server: RunningServer) -> None:
     for gauge in ("ocr_decoder_running", "ocr_decoder_waiting", "ocr_kv_tokens_used", "ocr_kv_tokens_total"):
         assert gauge in samples
     assert samples["ocr_kv_tokens_total"] > 0
+
+
+def buckets(samples: dict[str, float], name: str) -> list[float]:
+    """A histogram's cumulative counts, smallest bound first, the count of everything last."""
+    found = {key.split('"')[1]: n for key, n in samples.items() if key.startswith(f"{name}_bucket{{")}
+    return [found[bound] for bound in sorted(found, key=float)] + [samples[f"{name}_count"]]
+
+
+def test_a_page_is_in_the_histograms_of_its_seconds(ocr_server: RunningServer) -> None:
+    metrics.wait_for(lambda: settled(ocr_server), 20)
+    before = metrics.read(ocr_server)
+    timings = calls.unary(ocr_server, page(512, 512, "time me"), mode="tiny", max_tokens=8).outputs["TIMINGS"]
+    metrics.wait_for(lambda: settled(ocr_server), 5)
+    after = metrics.read(ocr_server)
+    for name, seconds in (("ocr_first_token_seconds", timings[4]), ("ocr_page_seconds", timings[6])):
+        grown = [new - old for old, new in zip(buckets(before, name), buckets(after, name), strict=True)]
+        assert grown == sorted(grown)
+        assert grown[-2:] == [1, 1]  # le="+Inf" and the count
+        assert after[f"{name}_sum"] - before[f"{name}_sum"] == pytest.approx(seconds, rel=1e-3)
+
+
+@pytest.mark.parametrize("read", [calls.unary, calls.stream])
+def test_an_error_is_counted_once_where_it_arose(
+    ocr_server: RunningServer, read: Callable[..., calls.Answer]
+) -> None:
+    before = metrics.read(ocr_server)
+    assert metrics.total(before, "ocr_errors_total", 'stage="vision"') == 0  # there from the start
+    with pytest.raises(InferenceServerException, match="image"):
+        read(ocr_server, b"no image at all")
+
+    def grown(label: str) -> float:
+        samples = metrics.read(ocr_server)
+        return metrics.total(samples, "ocr_errors_total", label) - metrics.total(
+            before, "ocr_errors_total", label
+        )
+
+    metrics.wait_for(lambda: grown('stage="preprocess",status="INVALID_ARGUMENT"') == 1, 5)
+    assert grown("") == 1
 
 
 def test_a_page_leaves_one_structured_line(ocr_server: RunningServer) -> None:
