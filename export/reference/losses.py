@@ -25,8 +25,8 @@ LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 1, (2, 3), 2
 """The first two heads of each: one of 32 is narrow for all characters of a token. The locating layer finds the
 character that was written last; the layers after it step on from there, which keeps the place where words repeat."""
 PLACING_LAYERS, PLACES = (0, 1), 64
-"""Their outputs must tell line and column, counted in visual tokens from where the page's text begins: what a query
-and a key have in common when the words don't tell where the reader is."""
+"""Their outputs, and the encoder's, must tell line and column, counted in visual tokens from where the page's text
+begins: what a query and a key have in common when the words don't tell where the reader is."""
 PAD_ID = 2
 """As published."""
 
@@ -39,7 +39,7 @@ class Trainee(nn.Module):
         self.model = model
         hidden: int = model.lm_head.weight.shape[1]
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
-        self.places = nn.ModuleList(nn.Linear(hidden, 2 * PLACES) for _ in PLACING_LAYERS)
+        self.places = nn.ModuleList(nn.Linear(hidden, 2 * PLACES) for _ in (*PLACING_LAYERS, "encoder"))
         self._caught: dict[str, torch.Tensor] = {}
         for index in PLACING_LAYERS:
             model.model.language_model.layers[index].register_forward_hook(self._catch(f"out{index}"))
@@ -129,10 +129,12 @@ class Trainee(nn.Module):
             "text_right": right,
             "looks": self._look_loss(sequence, looks, attend.get("position_ids")),
             # Which lines and columns are left is another question on pruned pages.
-            "places": self._place_loss(view, looks) if reading.retentions is None else text.new_zeros(()),
+            "places": self._place_loss(visual, view, looks)
+            if reading.retentions is None
+            else text.new_zeros(()),
         }
 
-    def _place_loss(self, view: View, looks: torch.Tensor) -> torch.Tensor:
+    def _place_loss(self, visual: torch.Tensor, view: View, looks: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of lines and columns: the next character's at each text token, each visual token's own."""
         (columns, rows), length = view.grid, looks.shape[1]
         far = rows * (columns + 1)
@@ -143,17 +145,22 @@ class Trainee(nn.Module):
             ],
             dim=1,
         )  # (B, 2)
-        tokens = torch.arange(rows * (columns + 1)).expand(len(looks), -1)
+        tokens = torch.arange(far).expand(len(looks), -1)
         index = torch.cat([tokens, looks], dim=1)
         wanted = torch.stack([index // (columns + 1), index % (columns + 1)], dim=2) - first[:, None]
         known = (index != NOWHERE)[..., None] & (wanted >= 0) & (wanted < PLACES)
-        wanted = torch.where(known, wanted, -100).flatten()
+        wanted = torch.where(known, wanted, -100)
+        outputs = [self._caught[f"out{layer}"] for layer in PLACING_LAYERS]
+        sources = [torch.cat([hidden[:, 1 : 1 + far], hidden[:, -length:]], dim=1) for hidden in outputs]
+        if view.tiles is None:  # a tile doesn't show where on the page it stands
+            sources.append(visual[:, :far])
         losses = []
-        for layer, place in zip(PLACING_LAYERS, self.places, strict=True):
-            hidden = self._caught[f"out{layer}"]
-            hidden = torch.cat([hidden[:, 1 : 1 + far], hidden[:, -length:]], dim=1)
-            logits = place(hidden / hidden.detach().norm(dim=-1, keepdim=True) * hidden.shape[-1] ** 0.5)
-            losses.append(functional.cross_entropy(logits.reshape(-1, PLACES), wanted, ignore_index=-100))
+        for hidden, place in zip(sources, self.places, strict=False):
+            scale = hidden.shape[-1] ** 0.5 / (hidden.detach().norm(dim=-1, keepdim=True) + 1e-6)
+            logits = place(hidden * scale).reshape(-1, PLACES)
+            losses.append(
+                functional.cross_entropy(logits, wanted[:, : hidden.shape[1]].flatten(), ignore_index=-100)
+            )
         return torch.stack(losses).mean()
 
     def _slot_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:

@@ -153,6 +153,6 @@ STAGES = (
             Share(0.02, View(1024, 2, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
             Share(0.01, View(1024, 2, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
         ),
-        loss_weights=(1.0, 0.3, 1.0, 0.2, 0.6),
+        loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
     ),
 )
