@@ -57,8 +57,8 @@ def error_response(sentence: str, code: int) -> Any:
 
 
 def internal_error(sentence: str) -> Any:
-    """The answer to a request that an engine failed on (INTERNAL)."""
-    return error_response(sentence, pb_utils.TritonError.INTERNAL)
+    """The answer to a request that an engine failed on (INTERNAL); see `failure` for the spelled status."""
+    return error_response(f"INTERNAL: {sentence}", pb_utils.TritonError.INTERNAL)
 
 
 def failure(error: Exception, stage: str, request_id: str, *, spelled: bool = True) -> Any:
