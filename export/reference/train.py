@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.reference.batches import Batch, batches, page_pool, pooled_batches
-from export.reference.checkpoint import load_checkpoint, new_model, save_checkpoint
+from export.reference.checkpoint import add_positions, load_checkpoint, new_model, save_checkpoint
 from export.reference.losses import Trainee
 from export.reference.pool import PagePool
 from export.reference.stages import STAGES, Stage
@@ -81,6 +81,8 @@ class Run:
 
     def train(self, stage: Stage) -> None:
         """Go on with `stage` from the step that the state holds, to its end."""
+        if stage.positions and not self.done.get(stage.name):
+            add_positions(self.trainee.model)
         stream = stage_batches(stage, self.seed, self.done.get(stage.name, 0), self)
         saved = reported = time.monotonic()
         sums: dict[str, list[float]] = defaultdict(list)
