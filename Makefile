@@ -12,6 +12,8 @@ MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
 MODE ?= tiny
 TRUTH ?= examples/page.txt
+# Options of benchmarks/load_test.py: LOAD="--concurrency 1,8 --window 5"
+LOAD ?=
 
 .PHONY: help
 help: ## list the tasks
@@ -60,6 +62,11 @@ benchmarks: engines ## measure pruning and decoding on this machine into benchma
 .PHONY: ablation
 ablation: engines ## character error rate against retention, every strategy
 	$(BIN)/python benchmarks/retention.py
+
+.PHONY: load-test
+load-test: engines ## load-test a real server with perf_analyzer, beside transformers; LOAD= takes options
+	@mkdir -p build
+	$(BIN)/python -m server --engines $(ENGINES) --log-file build/load_test.log run -- $(BIN)/python benchmarks/load_test.py --engines $(ENGINES) $(LOAD)
 
 .PHONY: full-size
 full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, about an hour
