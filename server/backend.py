@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,13 @@ def answer(
 
 
 class Counters:
-    """Prometheus counters and gauges beside Triton's own, one family a name, one metric a label set."""
+    """Prometheus counters and gauges beside Triton's own, one family a name, one metric a label set.
+
+    From any thread. A metric that two threads make at once leaves one of them with a dead object, and Triton
+    2.51 crashes on it; so there is one lock for all of a process.
+    """
+
+    _lock = threading.Lock()
 
     def __init__(self) -> None:
         self._families: dict[str, Any] = {}
@@ -123,11 +130,13 @@ class Counters:
 
     def add(self, name: str, help_text: str, value: float = 1.0, **labels: str) -> None:
         """Increase a counter."""
-        self._metric(name, help_text, pb_utils.MetricFamily.COUNTER, labels).increment(value)
+        with self._lock:
+            self._metric(name, help_text, pb_utils.MetricFamily.COUNTER, labels).increment(value)
 
     def set(self, name: str, help_text: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        self._metric(name, help_text, pb_utils.MetricFamily.GAUGE, labels).set(value)
+        with self._lock:
+            self._metric(name, help_text, pb_utils.MetricFamily.GAUGE, labels).set(value)
 
     def stage_seconds(self, stage: str, seconds: float) -> None:
         """Count one request of a stage and the seconds it took."""

@@ -17,6 +17,8 @@ PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK"
 
 # The error's own code is INTERNAL whatever the model gave, so its status is read from the message.
 _SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): ")
+# What Triton itself says when a stage's queue is full, or a request waited in it too long; it spells no status.
+_QUEUE = re.compile(r"Exceeds maximum queue size|Request timeout expired")
 _KINDS: dict[str, type[OcrError]] = {
     "INVALID_ARGUMENT": InvalidInput,
     "UNAVAILABLE": Unavailable,
@@ -64,6 +66,8 @@ def _check(answered: Any) -> None:
     message = answered.error().message()
     spelled = _SPELLED.match(message)
     if spelled is None:
+        if _QUEUE.search(message):
+            raise Unavailable("The server is busy: a stage's queue is full. Try again later.")
         raise EngineError(message)
     error = _KINDS[spelled[1]](message[spelled.end() :])
     error.relayed = True

@@ -142,7 +142,7 @@ STAGES = (
     ),
     Stage(
         "place",
-        4000,
+        3100,
         (1.2e-3, 1.2e-3),
         (
             Share(0.20, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.35),
@@ -159,7 +159,7 @@ STAGES = (
     ),
     Stage(
         "read",
-        1500,
+        2000,
         (1.2e-3, 2e-5),
         (
             Share(0.16, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.4),
@@ -167,9 +167,9 @@ STAGES = (
             Share(0.20, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.4),
             Share(0.30, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.4),
             Share(0.13, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.06, View(1024, 3, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.05, View(1024, 2, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.04, View(1024, 2, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
+            Share(0.07, View(1024, 4, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
+            Share(0.06, View(1024, 3, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
+            Share(0.05, View(1024, 3, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
         ),
         loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
     ),
