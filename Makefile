@@ -57,6 +57,7 @@ test-long: install ## the tests that take more than a few minutes
 .PHONY: benchmarks
 benchmarks: engines ## measure pruning and decoding on this machine into benchmarks/results/
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/preprocessing.py
 	$(BIN)/python benchmarks/decoding.py
 
 .PHONY: ablation

@@ -260,7 +260,11 @@ def test_every_command_line_is_one_that_the_program_takes(name: str, container: 
     if line[0] == "sh":
         checked = subprocess.run(["sh", "-n", "-c", line[-1]], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
-        assert environment()["OCR_ENGINES"] + "/manifest.json" in line[-1]
+        waited_for = {
+            "Deployment": environment()["OCR_ENGINES"] + "/manifest.json",
+            "Job": "/checkpoint/.complete",
+        }
+        assert f"-f {waited_for[name.split('/', maxsplit=1)[0]]} " in line[-1]
         return
     assert line[1] == "-m"
     if line[2] == "server":
