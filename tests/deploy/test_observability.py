@@ -145,6 +145,15 @@ def test_every_panel_shows_something(prometheus: RunningPrometheus, expression: 
 
 
 @pytest.mark.serving
+def test_every_metric_of_ours_is_written_down(prometheus: RunningPrometheus) -> None:
+    names = {series["__name__"] for series in prometheus.get("series", match='{__name__=~"ocr_.*"}')}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+    page_of_metrics = (ROOT / "deploy" / "observability" / "README.md").read_text()
+    table = "".join(line for line in page_of_metrics.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(ocr_\w+)`", table)) == families
+
+
+@pytest.mark.serving
 def test_the_annotations_and_the_variable_of_the_dashboard_evaluate(prometheus: RunningPrometheus) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     for annotation in dashboard["annotations"]["list"]:
