@@ -118,7 +118,9 @@ def measure(
         finally:
             point.stages = between(before, statistics(load.client))
         if done.returncode or not export.exists():
-            point.error = reason(done.stderr.decode(errors="replace") + done.stdout.decode(errors="replace"))
+            point.error = reason(done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
+            if done.returncode < 0:
+                point.error = f"perf_analyzer was ended by signal {-done.returncode}: {point.error}"
             point.full = bool(_FULL.search(point.error))
             return point, None
         profile = read_profile(export)
@@ -157,8 +159,8 @@ def percentiles(seconds: Sequence[float]) -> list[float]:
 def reason(said: str) -> str:
     """perf_analyzer's complaint as one sentence: the server's own where it quotes one."""
     found = _THREAD.search(said) or _ERROR.search(said)
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    sentence = found["sentence"].strip() if found else (lines[-1] if lines else "it said nothing")
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("WARNING")]
+    sentence = found["sentence"].strip() if found else (lines[0] if lines else "it said nothing")
     return _ENSEMBLES.sub("", sentence)
 
 
@@ -170,5 +172,5 @@ def check_options(tool: PerfAnalyzer, options: Sequence[str]) -> None:
     """
     done = tool.run(["-m", UNARY_MODEL, *options, "--version"], 30)
     if b"Perf Analyzer Version" not in done.stdout + done.stderr:
-        said = (done.stderr + done.stdout).decode(errors="replace")
+        said = done.stderr.decode(errors="replace")
         raise InvalidInput(f"perf_analyzer refuses an option: {reason(said).rstrip('.')}.")

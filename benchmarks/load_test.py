@@ -26,7 +26,7 @@ from omnidocbench import parse_retentions
 from overload import burst
 from perf_analyzer import find_perf_analyzer
 
-from client import ClientError, ClientSettings, OcrClient, OcrOptions
+from client import ClientError, ClientSettings, InvalidRequest, OcrClient, OcrOptions
 from client.images import encode_image
 from client.settings import MODES, PROMPTS
 from rtprune.errors import InvalidInput, OcrError
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(line)
     try:
         result = run(args, line)
-    except InvalidInput as error:
+    except (InvalidInput, InvalidRequest) as error:
         say(str(error))
         return 2
     except (OcrError, ClientError) as error:

@@ -176,7 +176,10 @@ def test_rendered_pages_differ_and_are_the_same_again() -> None:
             "Thread [1] had error: other.\n",
             "UNAVAILABLE: full.",
         ),
-        ("\nlast words\n\n", "last words"),
+        (
+            "WARNING: few\n\nNo valid requests recorded. Wait longer.\n\n",
+            "No valid requests recorded. Wait longer.",
+        ),
         ("", "it said nothing"),
     ],
 )
