@@ -51,7 +51,9 @@ class Settings(BaseSettings):
 
     # How the front doors behave
     max_encoding: int = Field(
-        16, ge=1, description="Streamed pages before the decoder at most, beside those that it admits."
+        16,
+        ge=1,
+        description="Streamed pages encoded at one time; as many are let in beside those that the decoder admits.",
     )
     cancel_poll_seconds: float = Field(
         0.1, gt=0, description="Seconds between two looks for clients that have gone."

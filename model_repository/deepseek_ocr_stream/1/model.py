@@ -1,5 +1,6 @@
 """Streams a page's text as it is written, and tells the decoder when the client has gone."""
 
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ class TritonPythonModel:
     def initialize(self, args):
         self.limit = settings().max_running + settings().max_waiting + settings().max_encoding
         self.threads = ThreadPoolExecutor(self.limit, "stream")
+        # A call to another model holds one of Triton's few threads for this model, and those also send every
+        # answer: without a bound here, refusals and pieces of text wait until pages are encoded.
+        self.encoding = threading.BoundedSemaphore(settings().max_encoding)
         self.watch = CancelWatch(cancel, settings().cancel_poll_seconds)
 
     def execute(self, requests):
@@ -52,12 +56,13 @@ class TritonPythonModel:
         sender.send(**last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def read(self, request, sender, ticket, arrival):
-        if self.watch.cancelled(ticket):
-            return
         inputs = {name: backend.array(request, name) for name in INPUTS}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         inputs["ARRIVAL"] = np.array([arrival], np.float64)
-        encoded = collect.call("encode", inputs, collect.PROMPT, request.request_id())
+        with self.encoding:
+            if self.watch.cancelled(ticket):
+                return
+            encoded = collect.call("encode", inputs, collect.PROMPT, request.request_id())
         if self.watch.cancelled(ticket):
             return
         prompt = {tensor.name(): tensor.as_numpy() for tensor in encoded.output_tensors()}
