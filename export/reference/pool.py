@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from export.reference.config import BLOCK
-from export.reference.page import Page
+from export.reference.page import Page, Style
 from export.reference.targets import TokenGrid
 
 CAPACITY = 1200
@@ -23,8 +23,8 @@ CAPACITY = 1200
 MIXED = 0.9
 """Share of rows that come from other pages."""
 
-Key = tuple[tuple[int, int], tuple[int, int], int]
-"""Size, offset and indent: pages that share them may exchange rows."""
+Key = tuple[tuple[int, int], tuple[int, int], int, Style]
+"""Size, offset, indent and style: pages that share them may exchange rows."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Encoded:
     @property
     def key(self) -> Key:
         """What must be equal for two pages to exchange rows."""
-        return self.page.size, self.grid.offset, self.page.indent
+        return self.page.size, self.grid.offset, self.page.indent, self.page.style
 
     @cached_property
     def lines(self) -> list[str]:

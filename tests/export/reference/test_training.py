@@ -200,6 +200,20 @@ def test_rows_move_with_their_text():
             assert shown.strip() == one.lines[row]
 
 
+def test_pages_that_stand_elsewhere_keep_their_rows():
+    """A page that happens to stand on the grid among pages that don't has other rows than they have."""
+    view = View(512, 24)
+    pages = page_pool(
+        np.random.default_rng(1), view, Recipe(jitter=1, margin=2), lambda p: torch.zeros(len(p), 1, 8, 8)
+    )
+    pages.grow()
+    assert {one.page.style.origin for one in pages.pages} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {len(one.lines) for one in pages.pages} == {7, 8}
+    whole = {one.page.text for one in pages.pages if one.page.style.origin != (0, 0)}
+    for one in pages.draw(200):
+        assert one.page.style.origin == (0, 0) or one.page.text in whole
+
+
 def test_thinning_says_where_each_token_went():
     visual = torch.randn(2, 73, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     thinned = thin(visual, TokenLayout((8, 8)), np.array([0.5, 0.9]))
