@@ -58,19 +58,21 @@ class Baseline:
         self.settings = Settings()
         self.end = token_id(self.tokenizer, EOS)
         self.threads, self.experts = cores(), EXPERTS[0]
+        self.tried: dict[str, float] = {}  # seconds a page by choice
 
-    def tune(self, page: LoadPage) -> dict[str, float]:
-        """Choose threads and experts by reading `page` with each; seconds a page by choice."""
+    def tune(self, page: LoadPage) -> None:
+        """Choose threads and experts by reading `page` with each; what each took is kept in `tried`."""
         taken: dict[tuple[int, str], float] = {}
         for choice in itertools.product(sorted({1, cores()}), EXPERTS):
             self._use(*choice)
             try:
-                taken[choice] = min(self.run([page]).seconds for _ in range(2))
+                self.run([page])  # not counted: the first run of each prepares what the others use
+                taken[choice] = self.run([page]).seconds
             except (ValueError, NotImplementedError, RuntimeError):
                 continue  # not every way to run the experts exists on every machine
         self.threads, self.experts = min(taken, key=taken.__getitem__)
         self._use(self.threads, self.experts)
-        return {f"{threads} threads, {experts}": seconds for (threads, experts), seconds in taken.items()}
+        self.tried = {f"{threads} threads, {how}": seconds for (threads, how), seconds in taken.items()}
 
     def run(self, pages: Sequence[LoadPage]) -> BaselineRun:
         """Read the pages one by one, from the encoded image to the text."""
