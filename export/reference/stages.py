@@ -159,7 +159,7 @@ STAGES = (
     ),
     Stage(
         "read",
-        1700,
+        1350,
         (1.2e-3, 2e-5),
         (
             Share(0.16, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.4),

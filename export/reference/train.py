@@ -28,7 +28,7 @@ from export.reference.tokenizer import build_tokenizer
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPORT_EVERY = 50
 SAVE_EVERY_SECONDS = 180.0
-FIRST_FILL = 8
+FIRST_FILL = 4
 """Batches that are encoded before a pool gives its first."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Option numbers of mallopt(3)."""
