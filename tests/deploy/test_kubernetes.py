@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import urllib.request
@@ -276,6 +277,50 @@ def test_every_command_line_is_one_that_the_program_takes(name: str, container: 
         assert job_of(options).target == "gpu"
     mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert all(str(path) in mounted for path in (options.checkpoint, options.output.parent) if path)
+
+
+def compose(service: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]
+    return found
+
+
+def default(text: str) -> str:
+    """What compose makes of ${NAME:-default} without a setting."""
+    found = re.fullmatch(r"\$\{\w+:-(.*)\}", str(text))
+    return found[1] if found else str(text)
+
+
+def gibibytes(text: str) -> str:
+    return default(text).removesuffix("g") + "Gi"
+
+
+def test_a_pod_is_as_confined_as_the_compose_service() -> None:
+    service, context = compose("triton"), server_pod()["securityContext"]
+    assert service["user"] == f"{context['runAsUser']}:{context['runAsGroup']}"
+    confinement = server_container()["securityContext"]
+    assert service["read_only"] is confinement["readOnlyRootFilesystem"] is True
+    assert service["cap_drop"] == confinement["capabilities"]["drop"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert gibibytes(service["mem_limit"]) == server_container()["resources"]["limits"]["memory"]
+    shm = {volume["name"]: volume for volume in server_pod()["volumes"]}["shm"]
+    assert gibibytes(service["shm_size"]) == shm["emptyDir"]["sizeLimit"]
+
+
+def test_pods_run_the_images_and_the_settings_of_compose() -> None:
+    (kustomization,) = documents(FOLDER / "kustomization.yaml")
+    tags = {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
+    assert tags == {compose("triton")["image"], compose("graphs")["image"]}
+    theirs = {name: default(value) for name, value in compose("triton")["environment"].items()}
+    differ = {name for name, value in environment().items() if theirs[name] != value}
+    assert differ == {"OCR_DRAIN_SECONDS"}  # Kubernetes has time: another pod serves meanwhile
+
+
+def test_the_job_runs_the_steps_of_compose() -> None:
+    lines = {name: [*c["command"], *c.get("args", [])] for name, c in containers()}
+    graphs = [default(word) for word in compose("graphs")["command"]]
+    assert lines["Job/graphs"] == ["python", "-m", "export", *graphs]
+    both = " && ".join(" ".join(lines[f"Job/{step}"]) for step in ("build", "verify"))
+    assert compose("export")["command"] == ["sh", "-c", both]
 
 
 def test_the_startup_probe_s_command_line_is_the_readiness_check() -> None:

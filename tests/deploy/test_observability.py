@@ -33,6 +33,12 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in load_yaml(FOLDER / "alerts.yml")["groups"] for rule in group["rules"]]
 
 
+def mounts(service: str) -> list[str]:
+    """The volumes of a compose service: source:target:options."""
+    found: list[str] = load_yaml(ROOT / "docker-compose.yml")["services"][service]["volumes"]
+    return found
+
+
 def panels() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
     return found
@@ -199,7 +205,20 @@ def test_grafana_is_provisioned_with_this_prometheus_and_this_folder() -> None:
     interval = load_yaml(FOLDER / "prometheus.yml")["global"]["scrape_interval"]
     assert sources[0]["jsonData"]["timeInterval"] == interval
     providers = load_yaml(GRAFANA / "provisioning" / "dashboards" / "dashboards.yml")["providers"]
-    assert [each["options"]["path"] for each in providers] == ["/var/lib/grafana/dashboards"]
+    (volume,) = [
+        each for each in mounts("grafana") if each.startswith("./deploy/observability/grafana/dashboards:")
+    ]
+    assert [each["options"]["path"] for each in providers] == [volume.split(":")[1]]
+
+
+@pytest.mark.parametrize("service", ["prometheus", "grafana"])
+def test_compose_mounts_files_that_are_there(service: str) -> None:
+    ours = [each for each in mounts(service) if each.startswith("./")]
+    assert len(ours) == 2
+    for volume in ours:
+        source, _, options = volume.split(":")
+        assert (ROOT / source).exists()
+        assert options == "ro"
 
 
 @pytest.mark.serving
