@@ -16,6 +16,7 @@ from server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
+STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ def find_installation(runtime: Path) -> Installation:
     """Locate tritonserver: on the PATH first (the production container), else in the wheel.
 
     The wheel keeps the Python backend apart from its stubs (one per Python version), so a backend folder
-    with the stub of this Python is put together under `runtime`.
+    with the stub of this Python is put together under `runtime`; an image that did this when it was built is
+    taken as it is, and needs no place to write where programs may run.
 
     Raises:
         Unavailable: neither is there, or the wheel's needs are not met; the sentence says what to install.
@@ -51,15 +53,17 @@ def _from_wheel(runtime: Path) -> Installation:
             "project with its 'serve' extra, whose nvidia-pytriton wheel carries one."
         )
     wheel = Path(spec.origin).parent / "tritonserver"
+    binary, libraries = wheel / "bin" / "tritonserver", wheel.parent.parent / "nvidia_pytriton.libs"
+    if (wheel / "backends" / "python" / STUB).is_file():
+        return Installation(binary, wheel / "backends", libraries)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = wheel / "python_backend_stubs" / version / STUB
     if not stub.is_file():
         raise Unavailable(f"The nvidia-pytriton wheel has no Python backend for Python {version}.")
-    libraries = wheel.parent.parent / "nvidia_pytriton.libs"
     backends = runtime / "backends"
     shutil.copytree(wheel / "backends", backends, dirs_exist_ok=True)
     shutil.copy2(stub, backends / "python" / stub.name)
-    return Installation(wheel / "bin" / "tritonserver", backends, libraries)
+    return Installation(binary, backends, libraries)
 
 
 def python_library_folder() -> Path | None:
