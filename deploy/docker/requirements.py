@@ -37,7 +37,9 @@ def requirements(project: Path, extras: list[str]) -> list[str]:
 
 def installed() -> dict[str, str]:
     """Every package that this Python can import, with its version."""
-    return {canonical(each.metadata["Name"]): each.version for each in distributions() if each.metadata["Name"]}
+    return {
+        canonical(each.metadata["Name"]): each.version for each in distributions() if each.metadata["Name"]
+    }
 
 
 def frozen(constraints: Path, present: dict[str, str]) -> list[str]:
