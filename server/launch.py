@@ -15,9 +15,21 @@ from rtprune.manifest import Manifest
 from server.process import ServerProcess
 from server.readiness import read_small_page
 from server.settings import ServerSettings
+from server.tritonserver import visible_gpus
 
 log = logging.getLogger("server")
 POLL_SECONDS = 0.5
+
+
+def warn_of_gpus() -> None:
+    """Say so where there are more GPUs than the one that a server uses."""
+    gpus = visible_gpus()
+    if gpus > 1:
+        log.warning(
+            "This server uses one GPU and sees %d: name one with NVIDIA_VISIBLE_DEVICES or "
+            "CUDA_VISIBLE_DEVICES; more GPUs are more servers.",
+            gpus,
+        )
 
 
 class Launcher:
@@ -94,6 +106,7 @@ class Launcher:
     def _come_up(self, server: ServerProcess) -> None:
         manifest = Manifest.load(self.settings.engines)
         log.info("Engines in %s: %s", manifest.folder, json.dumps(manifest.facts()))
+        warn_of_gpus()
         log.info("Starting tritonserver ...")
         server.start()
         server.wait_ready(self._stop)

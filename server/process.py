@@ -18,7 +18,7 @@ import psutil
 
 from rtprune.errors import Unavailable
 from server.settings import ServerSettings
-from server.tritonserver import command, environment, find_installation
+from server.tritonserver import command, environment, find_installation, options
 
 STUB = "triton_python"  # Linux keeps 15 characters of a process name
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary file
@@ -59,9 +59,10 @@ class ServerProcess:
     def start(self) -> None:
         """Start the server; return at once."""
         installation = find_installation(self._runtime)
+        env = environment(installation, self.settings)
         self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, no shell
-            command(installation, self.settings, self._shm_prefix),
-            env=environment(installation, self.settings),
+            command(installation, self.settings, self._shm_prefix, options(installation.binary, env)),
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT if self._log else None,

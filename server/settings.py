@@ -21,6 +21,11 @@ class ServerSettings(BaseSettings):
     metrics_port: int = Field(8002, ge=1, le=65535, description="Prometheus port, Triton's usual one.")
     metrics_host: str = Field("", description="Address of the metrics; empty means the same as host.")
     http_threads: int = Field(8, ge=1, description="HTTP worker threads.")
+    http_body_mib: int = Field(
+        32,
+        ge=1,
+        description="MiB of an HTTP request, where the server can bound it (24.10 cannot): a 20 MiB image in base64.",
+    )
     grpc_pool: int = Field(16, ge=1, description="gRPC request objects kept for reuse: bounds idle memory.")
     stub_shm_mib: int = Field(
         4, ge=1, description="Shared memory of a model process at start, in MiB; it grows with the pages."

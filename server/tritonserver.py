@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from ctypes import CDLL
@@ -17,6 +19,8 @@ from server.settings import ServerSettings
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
 STUB = "triton_python_backend_stub"
+HTTP_BODY = "--http-max-input-size"  # not in 24.10
+DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,15 @@ def python_library_folder() -> Path | None:
     return None
 
 
+def visible_gpus(devices: Path = DEVICES) -> int:
+    """How many NVIDIA GPUs this process may use: what the container was given, narrowed by CUDA_VISIBLE_DEVICES."""
+    given = [path for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", path.name)]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return len(given)
+    return min(len(given), len([name for name in named.split(",") if name.strip() not in ("", "-1")]))
+
+
 def environment(installation: Installation, settings: ServerSettings) -> dict[str, str]:
     """The environment of the server and of the models' Python processes."""
     env = dict(os.environ)
@@ -111,8 +124,20 @@ def environment(installation: Installation, settings: ServerSettings) -> dict[st
     return env
 
 
-def command(installation: Installation, settings: ServerSettings, shm_prefix: str) -> list[str]:
+def options(binary: Path, env: dict[str, str]) -> frozenset[str]:
+    """The options that a tritonserver knows: releases differ, and one that is unknown ends it."""
+    told = subprocess.run(  # noqa: S603 - the server's own binary, no shell
+        [str(binary), "--help"], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    return frozenset(re.findall(r"^\s*(--[a-z][a-z-]+)", told.stdout + told.stderr, flags=re.MULTILINE))
+
+
+def command(
+    installation: Installation, settings: ServerSettings, shm_prefix: str, known: frozenset[str] = frozenset()
+) -> list[str]:
     """The command line: loopback unless asked, models fixed at start, ready only when every model is.
+
+    `known` are the binary's `options`; of those that not every release has, only known ones are used.
 
     Source of the options: `tritonserver --help` of 2.51 and Triton's secure deployment guide.
     """
@@ -138,6 +163,8 @@ def command(installation: Installation, settings: ServerSettings, shm_prefix: st
         f"--backend-config=python,shm-default-byte-size={settings.stub_shm_mib * 2**20}",
         f"--log-verbose={1 if settings.verbose else 0}",
     ]
+    if HTTP_BODY in known:
+        line.append(f"{HTTP_BODY}={settings.http_body_mib * 2**20}")
     if not settings.shared_memory:
         # A client that can name shared memory regions can read other processes' regions: a key nobody has.
         line += [

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rtprune.errors import Unavailable
-from server import tritonserver
+from server import launch, tritonserver
 from server.__main__ import main
 from server.process import ServerProcess
 from server.settings import ServerSettings
@@ -64,10 +65,63 @@ def test_the_defaults_are_closed(tmp_path: Path) -> None:
 def test_every_option_is_one_of_the_real_server(tmp_path: Path) -> None:
     found = tritonserver.find_installation(tmp_path)
     env = tritonserver.environment(found, ServerSettings())
-    helped = subprocess.run([found.binary, "--help"], capture_output=True, text=True, env=env, check=False)
-    known = {word for word in (helped.stdout + helped.stderr).split() if word.startswith("--")}
-    used = {part.split("=")[0] for part in tritonserver.command(found, ServerSettings(), "prefix_")[1:]}
+    known = tritonserver.options(found.binary, env)
+    used = {
+        part.split("=")[0] for part in tritonserver.command(found, ServerSettings(), "prefix_", known)[1:]
+    }
     assert used <= known
+
+
+def test_http_bodies_are_bounded_where_the_server_can(tmp_path: Path) -> None:
+    found = tritonserver.find_installation(tmp_path)
+    settings = ServerSettings(http_body_mib=3)
+    bound = "--http-max-input-size=3145728"
+    assert bound not in tritonserver.command(found, settings, "prefix_")
+    assert bound in tritonserver.command(found, settings, "prefix_", frozenset({"--http-max-input-size"}))
+
+
+def test_the_options_of_a_server_are_read_from_its_help(tmp_path: Path) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_text(
+        "#!/bin/sh\necho '  --http-max-input-size <integer>'\necho '\tSee --other for more' >&2\n"
+    )
+    binary.chmod(0o755)
+    assert tritonserver.options(binary, {}) == {"--http-max-input-size"}
+
+
+def test_an_image_that_put_the_backend_together_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = tmp_path / "pytriton" / "tritonserver" / "backends" / "python" / tritonserver.STUB
+    backend.parent.mkdir(parents=True)
+    backend.touch()
+    spec = SimpleNamespace(origin=str(tmp_path / "pytriton" / "__init__.py"))
+    monkeypatch.setattr(tritonserver, "find_spec", lambda name: spec)
+    runtime = tmp_path / "runtime"
+    assert tritonserver.find_installation(runtime).backends == backend.parent.parent
+    assert not runtime.exists()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "count"), [(None, 2), ("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("0,1,2,3", 2), ("GPU-5a", 1)]
+)
+def test_the_gpus_of_a_container_are_counted(
+    cuda: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-modeset"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if cuda is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cuda)
+    assert tritonserver.visible_gpus(tmp_path) == count
+
+
+def test_more_than_one_gpu_is_said_at_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 4)
+    launch.warn_of_gpus()
+    assert "uses one GPU and sees 4" in caplog.text
 
 
 def test_a_server_that_was_not_started_says_so() -> None:
