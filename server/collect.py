@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +14,9 @@ import triton_python_backend_utils as pb_utils
 from rtprune.errors import EngineError, InvalidInput, OcrError, Unavailable
 from server.backend import Array
 
+KEPT_SECONDS = 5.0  # Triton lets go within milliseconds, under load within tenths of a second
+_KEPT: deque[tuple[float, Any]] = deque()
+_KEPT_LOCK = threading.Lock()
 ANSWER = ("TEXT", "FINISH_REASON", "TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
 PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK")
 
@@ -45,10 +51,34 @@ def stream(
     Raises:
         OcrError: of the class that fits the answer's status.
     """
-    for answered in _request(model, inputs, outputs, request_id).exec(decoupled=True):
-        _check(answered)
-        if answered.output_tensors():
-            yield answered
+    answers = _request(model, inputs, outputs, request_id).exec(decoupled=True)
+    ended = False
+    try:
+        for answered in answers:
+            _check(answered)
+            if answered.output_tensors():
+                yield answered
+        ended = True
+    finally:
+        if not ended:
+            for _ in answers:  # else whoever lets go of it waits for them
+                pass
+        _keep(answers)
+
+
+def _keep(answers: Any) -> None:
+    """Hold an iteration that has ended for KEPT_SECONDS, and let go of those that were held for so long.
+
+    Triton lets go of it too, from a thread without Python's lock. If that is the last reference, Triton before
+    24.12 frees the answers' arrays there, and the heap is corrupted: fixed upstream in python_backend #390.
+    """
+    now = time.monotonic()
+    over = []
+    with _KEPT_LOCK:
+        _KEPT.append((now + KEPT_SECONDS, answers))
+        while _KEPT[0][0] < now:
+            over.append(_KEPT.popleft())
+    over.clear()
 
 
 def _request(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:

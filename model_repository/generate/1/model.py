@@ -23,7 +23,10 @@ class TritonPythonModel:
 
     def collect(self, request, sender):
         answer = backend.answer(request, "generate", self.compute)
+        # Held while it is sent: Triton drops outputs that nobody asked for without Python's lock (see collect).
+        tensors = answer.output_tensors()
         sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        del tensors
 
     def compute(self, request):
         inputs = {name: backend.required(request, name) for name in collect.PROMPT}
