@@ -47,8 +47,8 @@ LABEL org.opencontainers.image.title="deepseek-ocr-rtprune-cpu" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 # The base image's own pip, and the copy of it that makes environments.
-RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/* /usr/local/lib/python3.*/ensurepip \
-        /usr/share/python-wheels \
+RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/* /usr/share/python-wheels \
+        "$(python3 -c 'import ensurepip; print(*ensurepip.__path__)')" \
     && useradd --uid 1000 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ocr \
     && install -d -o ocr -g ocr /engines
 COPY --from=builder /opt/venv /opt/venv
