@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.checkpoint import Checkpoint
+from export.family import DECODER_PREFIXES, transformers_config
+from export.resources import require_memory
 from rtprune.decoder.torch_attention import Span, SpanAttention, allocate_kv
 from rtprune.decoder.torch_model import TorchDecoder
 
 VISUAL, TEXT, AFTER = 273, 27, 50  # a base page without pruning; 300 tokens in all, then what is decoded
 CHUNK = 256
+IMAGE_TOKEN_ID = 2  # of no effect where visual tokens come as rows
 GAP = 32  # empty places of KV memory before the request's own
 
 
@@ -57,36 +61,65 @@ def teacher_forced(
 
 @torch.inference_mode()
 def transformers_logits(
-    model: Any, ids: NDArray[np.int32], visual: NDArray[np.float32], after: list[int]
+    checkpoint: Checkpoint, ids: NDArray[np.int32], visual: NDArray[np.float32], after: list[int]
 ) -> torch.Tensor:
-    """The same of transformers' model: float32 (1 + after, vocabulary)."""
-    vocabulary = model.config.text_config.vocab_size
+    """The same of transformers' layers, in FP32, one layer in memory at a time: float32 (1 + after, vocabulary)."""
+    from transformers.models.unlimited_ocr import modeling_unlimited_ocr as theirs
+
+    config: Any = transformers_config(checkpoint.architecture, IMAGE_TOKEN_ID).text_config
+    config._attn_implementation = "sdpa"
+    vocabulary = config.vocab_size
     prompt = torch.from_numpy(np.concatenate([ids, np.array(after, np.int32)]).astype(np.int64))
     is_visual = prompt >= vocabulary
-    embedded: torch.Tensor = model.get_input_embeddings()(prompt.where(~is_visual, 0))
-    embedded[is_visual] = torch.from_numpy(visual)[prompt[is_visual] - vocabulary].to(embedded.dtype)
-    hidden = model.model.language_model(inputs_embeds=embedded[None], use_cache=False).last_hidden_state
-    logits: torch.Tensor = model.lm_head(hidden[0, len(ids) - 1 :]).float()
+    hidden = checkpoint.read("model.embed_tokens.weight")[prompt.where(~is_visual, 0)].float()
+    hidden[is_visual] = torch.from_numpy(visual)[prompt[is_visual] - vocabulary]
+    positions = torch.arange(len(prompt))[None]
+    step: Any = hidden[None]
+    rotary = theirs.UnlimitedOcrTextRotaryEmbedding(config)(step, position_ids=positions)
+    for index in range(config.num_hidden_layers):
+        layer = theirs.UnlimitedOcrTextDecoderLayer(config, index)
+        layer.load_state_dict(layer_weights(checkpoint, f"model.layers.{index}."))
+        checkpoint.close()
+        # Without a mask its attention is causal.
+        step = layer.eval()(step, position_ids=positions, position_embeddings=rotary)
+    norm = theirs.UnlimitedOcrTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    norm.load_state_dict({"weight": checkpoint.read("model.norm.weight").float()})
+    head = checkpoint.read("lm_head.weight").float()
+    logits: torch.Tensor = norm(step[0, len(ids) - 1 :]) @ head.T
     return logits
+
+
+def layer_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """One decoder layer's weights in FP32 under the names of transformers' class, which keeps experts in one tensor."""
+    names = [name.removeprefix(prefix) for name in checkpoint.keys() if name.startswith(prefix)]  # noqa: SIM118
+    experts = [name for name in names if name.startswith("mlp.experts.")]
+    weights = {name: checkpoint.read(prefix + name).float() for name in names if name not in set(experts)}
+    count = len({name.split(".")[2] for name in experts})
+    if count:
+
+        def stacked(part: str) -> torch.Tensor:
+            each = (checkpoint.read(f"{prefix}mlp.experts.{n}.{part}_proj.weight") for n in range(count))
+            return torch.stack(list(each)).float()
+
+        weights["mlp.experts.gate_up_proj"] = torch.cat([stacked("gate"), stacked("up")], dim=1)
+        weights["mlp.experts.down_proj"] = stacked("down")
+    return weights
 
 
 def compare(checkpoint_folder: Path, decoder: Path) -> str:
     """Compare the decoder of `decoder`, computed in FP32, with transformers on the checkpoint it was made of."""
-    from export.checkpoint import Checkpoint
-    from export.resources import require_memory
-    from export.torch_reference import load_model
-
     checkpoint = Checkpoint.open(checkpoint_folder)
     shape = checkpoint.architecture.decoder
-    require_memory(4 * checkpoint.parameters("") + 2_000_000_000, "Comparing the decoder in FP32")
+    require_memory(
+        4 * checkpoint.parameters(*DECODER_PREFIXES) + 1_000_000_000, "Comparing the decoder in FP32"
+    )
     drawn = np.random.default_rng(4)
     vocabulary = shape.vocab_size
     text = drawn.integers(3, vocabulary, TEXT - 1)
     ids = np.array([0, *range(vocabulary, vocabulary + VISUAL), *text], np.int32)
     visual = drawn.normal(size=(VISUAL, shape.hidden_size)).astype(np.float32)
     after = [int(token) for token in drawn.integers(3, vocabulary, AFTER)]
-    # One after the other: each is 11 GB at full size.
-    expected = transformers_logits(load_model(checkpoint, 2), ids, visual, after)
+    expected = transformers_logits(checkpoint, ids, visual, after)
     checkpoint.close()
     ours = teacher_forced(TorchDecoder(decoder, torch.float32, torch.device("cpu")), ids, visual, after)
     apart = float((ours - expected).abs().max())

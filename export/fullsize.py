@@ -8,6 +8,7 @@ so that its peak memory is its own: the export's steps are run by their command 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,8 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 RESULTS = Path("benchmarks/results/full_size.md")
 SIDES = {"small": 640, "base": 1024}
 DISK = 30 * 10**9
+MEASURED = "measured.json"
+"""What each step took, so that the page still holds them when only some are run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +240,14 @@ def run(work: Path, scale: Scale, only: list[str], results: Path | None, keep: b
     free = shutil.disk_usage(work).free
     if scale == "full" and free < DISK:
         raise InvalidInput(f"{work} has {free / 1e9:.0f} GB free, and {DISK / 1e9:.0f} GB are needed.")
+    kept = work / MEASURED
     try:
-        done = [
-            measure(title, command, *paths)
-            for name, (title, command, paths) in planned.items()
-            if not only or name in only
-        ]
-        page = report(done, scale)
+        done = recall(kept) if only else {}
+        for name, (title, command, paths) in planned.items():
+            if not only or name in only:
+                done[name] = measure(title, command, *paths)
+                kept.write_text(json.dumps({name: asdict(one) for name, one in done.items()}, indent=2))
+        page = report([done[name] for name in planned if name in done], scale)
         say("\n" + page)
         if results is not None:
             results.parent.mkdir(parents=True, exist_ok=True)
@@ -253,11 +257,18 @@ def run(work: Path, scale: Scale, only: list[str], results: Path | None, keep: b
             remove_files(work)
 
 
+def recall(file: Path) -> dict[str, Measurement]:
+    """What an earlier run measured, of which only some steps are run again."""
+    if not file.exists():
+        return {}
+    return {name: Measurement(**one) for name, one in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
 def remove_files(work: Path) -> None:
     """Remove what the steps wrote, and `work` itself if nothing else is in it."""
     for name in ("checkpoint", "cpu", "cpu.staging", "cpu.previous", "gpu", "graphs.staging"):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in ("cpu.lock", "graphs.lock"):
+    for name in ("cpu.lock", "graphs.lock", MEASURED):
         (work / name).unlink(missing_ok=True)
     if not any(work.iterdir()):
         work.rmdir()

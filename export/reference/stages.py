@@ -173,4 +173,19 @@ STAGES = (
         ),
         loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
     ),
+    Stage(
+        "long",
+        1000,
+        (8e-4, 2e-5),
+        (
+            Share(0.06, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.4),
+            Share(0.12, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.4),
+            Share(0.32, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
+            Share(0.22, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.11, View(1024, 4, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.09, View(1024, 3, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+            Share(0.08, View(1024, 3, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+        ),
+        loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
+    ),
 )
