@@ -1,6 +1,13 @@
 # Images that need no GPU. `server` serves on a CPU; `export` also turns checkpoints into engines and graphs.
 ARG BASE=python:3.11-slim-bookworm
 
+# The requirements apart from the rest of pyproject.toml, so that other changes to it install nothing again.
+FROM ${BASE} AS needs
+WORKDIR /needs
+COPY pyproject.toml deploy/docker/requirements.py ./
+RUN python3 requirements.py serve > serve.txt && python3 requirements.py export > export.txt \
+    && grep '^torch==' serve.txt > torch.txt
+
 # What is installed, in an environment without pip; pip itself stays in this stage.
 FROM ${BASE} AS builder
 # PyTorch's CPU wheels; empty takes the usual index, whose wheels bring gigabytes of CUDA.
@@ -15,12 +22,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
     PIP_CONSTRAINT=/needs/constraints.txt
 WORKDIR /needs
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/venv
-COPY constraints.txt pyproject.toml deploy/docker/requirements.py ./
-RUN python3 requirements.py serve | grep '^torch==' > torch.txt \
-    && /pip/bin/pip --python /opt/venv/bin/python install -r torch.txt \
+COPY constraints.txt ./
+COPY --from=needs /needs/torch.txt ./
+RUN /pip/bin/pip --python /opt/venv/bin/python install -r torch.txt \
         ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}
-RUN python3 requirements.py serve > serve.txt \
-    && /pip/bin/pip --python /opt/venv/bin/python install -r serve.txt
+COPY --from=needs /needs/serve.txt ./
+RUN /pip/bin/pip --python /opt/venv/bin/python install -r serve.txt
 # Triton's stub of this Python goes beside its backend, so that none is copied at start; headers are for compilers.
 RUN cd /opt/venv/lib/python3.*/site-packages \
     && cp -p pytriton/tritonserver/python_backend_stubs/$(basename $(dirname $(pwd)) | tr -d a-z)/* \
@@ -34,8 +41,8 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
 ARG PIP_TRUSTED_HOST
-RUN python3 requirements.py export > export.txt \
-    && /pip/bin/pip --python /opt/venv/bin/python install --prefix /opt/export -r export.txt
+COPY --from=needs /needs/export.txt ./
+RUN /pip/bin/pip --python /opt/venv/bin/python install --prefix /opt/export -r export.txt
 
 FROM ${BASE} AS server
 ARG VERSION=0.1.0
