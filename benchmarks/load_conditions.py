@@ -40,7 +40,8 @@ def conditions(
         "Model": _model(args),
         "Pages": _pages(args, pages),
         "Measurement": f"closed loop; for each point {WINDOWS} windows of {args.window:g} s (perf_analyzer makes them "
-        "up to a fifth longer), reported together however they vary. Doors and prunings take turns at each number of "
+        "up to a fifth longer, and they are doubled where no request ended in one), reported together however they "
+        "vary. Doors and prunings take turns at each number of "
         "requests at once",
         "Versions": f"Triton {server}, perf_analyzer {tool}, Python {platform.python_version()}, {packages}",
         "Settings": _settings(),

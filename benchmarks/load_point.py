@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,8 @@ WINDOWS = 3  # perf_analyzer reports the last three windows together
 ANY_VARIATION = (
     "1000000"  # per cent: the windows are reported however they differ, and the table says how many
 )
+LONGER = 5
+EMPTY = "No valid requests recorded"
 _THREAD = re.compile(r"Thread \[\d+\] had error: (?P<sentence>.+)")
 _ERROR = re.compile(r"^(?:[Ee]rror|\S*perf_analyzer): (?P<sentence>.+)", re.MULTILINE)
 _ENSEMBLES = re.compile(r"^(?:in ensemble '[^']*', )+")
@@ -94,11 +96,23 @@ def measure(
 ) -> tuple[Point, Profile | None]:
     """Run perf_analyzer with the requests in `data`; a point without numbers has the reason in `error`.
 
-    perf_analyzer ends at the first error that a request gets, so such a point has no numbers at all.
+    perf_analyzer ends at the first error that a request gets, so such a point has no numbers at all. Where no
+    request ended within a window, the windows are made twice as long, up to LONGER times.
 
     Raises:
         ClientError: no server answers any more.
     """
+    for again in range(LONGER + 1):
+        windows = replace(load, window_ms=load.window_ms * 2**again)
+        point, profile = _measure_once(windows, door, pruning, concurrency, data)
+        if not point.error.startswith(EMPTY):
+            break
+    return point, profile
+
+
+def _measure_once(
+    load: Load, door: Door, pruning: str, concurrency: int, data: Path
+) -> tuple[Point, Profile | None]:
     point = Point(door.name, pruning, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         report, export = Path(folder) / "report.csv", Path(folder) / "profile.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,17 @@ def test_our_times_are_perf_analyzers_own(
     assert profile is not None, point.error
     assert near_the_middle(point.report["p50 latency"] / 1e6, [each.latency for each in profile.requests])
     assert point.pages_per_second == pytest.approx(point.requests / point.seconds, rel=0.2)
+
+
+@pytest.mark.serving
+def test_windows_that_are_too_short_for_a_page_are_made_longer(
+    load: Load, pages: list[LoadPage], tmp_path: Path
+) -> None:
+    data = data_of(tmp_path, pages, options())
+    point, profile = measure(replace(load, window_ms=20), DOORS["stream"], "dynamic", 2, data)
+    assert point.error == ""
+    assert profile is not None
+    assert point.seconds > 3 * 0.02 * 1.3  # longer than asked for, the fifth that it always adds included
 
 
 @pytest.mark.serving
