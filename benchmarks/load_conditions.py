@@ -22,6 +22,11 @@ from rtprune.manifest import Manifest
 
 REFERENCE = Path(__file__).resolve().parent.parent / "export" / "reference" / "checkpoint"
 PACKAGES = ("tritonclient", "onnxruntime", "torch", "transformers", "numpy")
+BUSY = 25.0  # per cent of the processor that other programs may use before the page warns
+WARNING = (
+    " (**by other programs: the numbers are too low and vary, and the ratios to one process are too high, because "
+    "several processes get more of a shared machine than one**)"
+)
 OF_NO_EFFECT = ("_PORT", "_LOCK", "_FILE", "_URL")
 
 
@@ -55,10 +60,11 @@ def _machine() -> str:
     busy = psutil.cpu_percent(interval=1.0)
     load = f"load average {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
     memory = psutil.virtual_memory().total / 2**30
-    return (
+    found = (
         f"{cpu_name()}, {cores()} cores, {memory:.0f} GiB; {load}{busy:.0f} % of the processor busy in the second "
         "before the first request"
     )
+    return found if busy < BUSY else found + WARNING
 
 
 def _model(args: Namespace) -> str:
