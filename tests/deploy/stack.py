@@ -53,9 +53,9 @@ class Stack:
         assert done.returncode == 0, f"{arguments}: {done.stdout[-6000:]}{done.stderr[-6000:]}{self.logs()}"
         return done.stdout + done.stderr
 
-    def logs(self) -> str:
-        """What the containers wrote."""
-        done = run([*self._line, "logs", "--no-color"], self.env, 60)
+    def logs(self, *services: str) -> str:
+        """The end of what all containers wrote, or those of some services."""
+        done = run([*self._line, "logs", "--no-color", *services], self.env, 60)
         return (done.stdout + done.stderr)[-12_000:]
 
     def container(self, service: str = SERVER) -> str:

@@ -1,0 +1,225 @@
+"""The proxy in front of the server: TLS, keys, only the calls that read pages, and no way around it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import secrets
+import socket
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import yaml
+from tritonclient.utils import InferenceServerException
+
+from client import OcrClient
+from client.connection import Tls
+from client.errors import ClientError
+from client.score import character_error_rate
+from tests.deploy.engine import Engine
+from tests.deploy.images import provide_nginx
+from tests.deploy.stack import PROXY_FILES, ROOT, Stack
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+PAGE = ROOT / "examples" / "page.png"
+TRUTH = (ROOT / "examples" / "page.txt").read_text()
+README = ROOT / "deploy" / "README.md"
+
+
+@dataclass(frozen=True)
+class Door:
+    """The proxy's address, its certificate and a key that it knows."""
+
+    stack: Stack
+    certificate: Path
+    key: str
+
+    @property
+    def address(self) -> str:
+        return f"localhost:{self.stack.proxy_port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def http(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+        """Status and text of one HTTPS request."""
+        request = urllib.request.Request(f"https://{self.address}{path}", data=body, headers=headers)
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=60) as answer:  # noqa: S310
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def grpc(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.address, ssl=True, root_certificates=str(self.certificate))
+
+
+@pytest.fixture(scope="module")
+def door(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """The proxy and the server behind it, with secrets made by the README's own commands."""
+    image = yaml.safe_load((ROOT / "deploy/compose.proxy.yml").read_text())["services"]["proxy"]["image"]
+    provide_nginx(images, image)
+    folder = tmp_path_factory.mktemp("secrets")
+    (commands,) = re.findall(
+        r"```sh\n(mkdir -p deploy/proxy/secrets\n.*?)```", README.read_text(), flags=re.DOTALL
+    )
+    script = commands.replace("deploy/proxy/secrets", str(folder))
+    subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, capture_output=True)
+    # A key from outside is added as any other would be, and the owner alone may read the files.
+    key = secrets.token_hex(16)
+    with (folder / "api_keys").open("a") as file:
+        file.write(f'"Bearer {key}" tests;\n')
+    owner = f"{os.getuid()}:{os.getgid()}" if os.getuid() else "1000:1000"
+    for path in [folder, *folder.iterdir()]:
+        assert path == folder or path.stat().st_mode & 0o077 == 0
+        if not os.getuid():
+            os.chown(path, 1000, 1000)
+    stack = Stack(images, PROXY_FILES, PROXY_SECRETS=str(folder), PROXY_USER=owner)
+    try:
+        stack.compose("up", "-d", timeout=300)
+        stack.wait_healthy()
+        yield Door(stack, folder / "tls.crt", key)
+    finally:
+        stack.down()
+
+
+def generate_body() -> bytes:
+    return json.dumps({"IMAGE": base64.b64encode(PAGE.read_bytes()).decode(), "MODE": "tiny"}).encode()
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_our_client_reads_a_page_with_a_key(door: Door, scheme: str) -> None:
+    with OcrClient(
+        f"{scheme}://{door.address}", tls=Tls(ca=door.certificate), headers=door.headers
+    ) as client:
+        assert character_error_rate(client.ocr(PAGE, mode="tiny").markdown, TRUTH) < 0.1
+
+
+def test_plain_http_reads_a_page_with_a_key(door: Door) -> None:
+    status, text = door.http("/v2/models/deepseek_ocr/generate", generate_body(), **door.headers)
+    assert status == 200
+    assert "Hello, reader!" in json.loads(text)["TEXT"]  # raw: with the tags that our client takes out
+
+
+@pytest.mark.parametrize("header", ["", "Bearer ", "Bearer wrong", "Basic dGVzdHM6eA==", "KEY"])
+def test_without_a_known_key_there_is_401(door: Door, header: str) -> None:
+    header = header.replace("KEY", door.key)
+    status, text = door.http("/v2/models/deepseek_ocr/generate", generate_body(), authorization=header)
+    assert status == 401
+    assert "key is missing or unknown" in json.loads(text)["error"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}])
+def test_without_a_known_key_grpc_is_unauthenticated(door: Door, headers: dict[str, str]) -> None:
+    with door.grpc() as client, pytest.raises(InferenceServerException, match="key is missing") as caught:
+        client.is_server_ready(headers=headers)
+    assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
+    url = f"grpcs://{door.address}"
+    with (
+        OcrClient(url, tls=Tls(ca=door.certificate), headers=headers) as ours,
+        pytest.raises(ClientError, match="key is missing"),
+    ):
+        ours.ocr(PAGE, mode="tiny")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics",
+        "/v2/models/decoder/infer",
+        "/v2/models/deepseek_ocr/config",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        "/v2/systemsharedmemory/status",
+        "/v2/trace/setting",
+        "/v2/logging",
+        "/v2/models/deepseek_ocr/../decoder/infer",
+    ],
+)
+def test_what_reads_no_page_is_not_let_through(door: Door, path: str) -> None:
+    status, text = door.http(path, **door.headers)
+    assert (status, "lets only the calls through" in text) == (404, True)
+
+
+def test_grpc_calls_that_read_no_page_are_not_let_through(door: Door) -> None:
+    with door.grpc() as client:
+        assert client.is_model_ready("deepseek_ocr", headers=door.headers)
+        for call in (
+            client.get_model_repository_index,
+            client.get_log_settings,
+            client.get_inference_statistics,
+        ):
+            with pytest.raises(InferenceServerException) as caught:
+                call(headers=door.headers)
+            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_the_header_that_crashed_the_server_is_stripped(door: Door) -> None:
+    image = triton.InferInput("IMAGE", [1], "BYTES")
+    image.set_data_from_numpy(np.array([b"no image"], dtype=np.object_))
+    answers: list[object] = []
+    with door.grpc() as client:
+        client.start_stream(
+            callback=lambda result, error: answers.append(error or result),
+            headers=door.headers | {"triton_grpc_error": "true"},
+        )
+        for _ in range(3):
+            client.async_stream_infer("deepseek_ocr_stream", [image])
+        client.stop_stream()
+    # Triton ends a stream with a status of its own where it sees the header; without, each request is answered.
+    assert len([each for each in answers if "INVALID_ARGUMENT" in str(each)]) == 3, answers
+    assert door.stack.inspect()["RestartCount"] == 0
+    assert door.http("/v2/health/ready", **door.headers)[0] == 200
+
+
+def test_a_large_body_is_refused_before_it_is_read(door: Door) -> None:
+    status, text = door.http("/v2/models/deepseek_ocr/generate", b"x" * (33 * 2**20), **door.headers)
+    assert (status, json.loads(text)["error"]) == (413, "A request may have 32 MiB.")
+
+
+def test_only_the_proxy_is_published(door: Door) -> None:
+    published = door.stack.inspect()["NetworkSettings"]["Ports"]
+    assert not [port for port, hosts in published.items() if hosts]
+    proxy = door.stack.inspect("proxy")["NetworkSettings"]["Ports"]
+    assert [each["HostIp"] for each in proxy["8443/tcp"]] == ["127.0.0.1"]
+
+
+def test_old_tls_is_refused(door: Door) -> None:
+    context = ssl.create_default_context(cafile=str(door.certificate))
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with (
+        pytest.raises(ssl.SSLError),
+        socket.create_connection(("127.0.0.1", door.stack.proxy_port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost"),
+    ):
+        pass
+
+
+def test_the_log_names_callers_and_holds_no_key(door: Door) -> None:
+    assert door.http("/v2/health/ready", **door.headers)[0] == 200
+    log = door.stack.logs("proxy")
+    assert '"tests" GET /v2/health/ready 200' in log
+    assert door.key not in log
+
+
+def test_the_proxy_runs_without_rights(door: Door) -> None:
+    facts = door.stack.inspect("proxy")
+    assert facts["HostConfig"]["ReadonlyRootfs"]
+    assert facts["HostConfig"]["CapDrop"] == ["ALL"]
+    text = door.stack.execute("cat", "/proc/1/status", service="proxy").stdout
+    assert "Uid:\t0" not in text
+    assert "CapEff:\t0000000000000000" in text
