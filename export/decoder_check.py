@@ -67,7 +67,7 @@ def transformers_logits(
     from transformers.models.unlimited_ocr import modeling_unlimited_ocr as theirs
 
     config: Any = transformers_config(checkpoint.architecture, IMAGE_TOKEN_ID).text_config
-    config._attn_implementation = "sdpa"
+    config._attn_implementation, config._experts_implementation = "sdpa", "eager"
     vocabulary = config.vocab_size
     prompt = torch.from_numpy(np.concatenate([ids, np.array(after, np.int32)]).astype(np.int64))
     is_visual = prompt >= vocabulary

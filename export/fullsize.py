@@ -210,7 +210,7 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
         "graphs": (
             f"vision graphs for {sides} for TensorRT, FP16",
             cli("vision", "gpu", work / "graphs"),
-            [graphs / "vision"],
+            [graphs / "graphs"],
         ),
         "convert": ("decoder to a TensorRT-LLM checkpoint, BF16", own("convert"), [gpu]),
     }
