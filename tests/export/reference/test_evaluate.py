@@ -26,9 +26,9 @@ from export.reference.text import vocabulary
 from rtprune.modes import MODES
 
 MEGABYTE = 1_000_000
-LIMITS = {"tiny": 0.08, "small": 0.25}
+LIMITS = {"tiny": 0.03, "small": 0.05, "base": 0.2}
 """Character error rates a little above those that the card states, since few pages are read here."""
-LEAST_IOU = 0.35
+LEAST_IOU = 0.55
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_shipped_checkpoint_has_the_shapes_of_the_code():
     assert config == published_config(vocabulary_size, config["torch_dtype"])
 
 
-@pytest.mark.parametrize("mode", ["tiny", "small"])
+@pytest.mark.parametrize("mode", LIMITS)
 def test_the_shipped_checkpoint_reads_unseen_pages(shipped, mode):
     score = evaluate(*shipped, mode, pages=6)
     assert score.rate <= LIMITS[mode]
