@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.engine import ROOT, Engine, run
+from tests.deploy.engine import Engine, run
 from tests.serving.running import free_ports
 
 FILES = ("docker-compose.yml", "docker-compose.override.yml")
@@ -91,6 +91,3 @@ class Stack:
 def without_compose_settings() -> dict[str, str]:
     """This process's environment without settings of Compose's own, so that .env's count."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
-
-
-__all__ = ["FILES", "PROXY_FILES", "ROOT", "SERVER", "Stack", "compose_command", "without_compose_settings"]

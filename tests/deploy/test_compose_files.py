@@ -21,7 +21,8 @@ from rtprune.settings import Settings
 from server import tritonserver
 from server.__main__ import _parser as server_parser
 from server.settings import ServerSettings
-from tests.deploy.stack import FILES, PROXY_FILES, ROOT, compose_command, without_compose_settings
+from tests.deploy.engine import ROOT
+from tests.deploy.stack import FILES, PROXY_FILES, compose_command, without_compose_settings
 
 SCHEMA = json.loads((Path(__file__).parent / "compose-spec.json").read_text())
 OURS = ("graphs", "export", "triton", "export-cpu", "triton-cpu")

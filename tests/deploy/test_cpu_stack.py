@@ -10,7 +10,8 @@ import pytest
 from client import OcrClient
 from client.score import character_error_rate
 from server.settings import ServerSettings
-from tests.deploy.stack import ROOT, Stack
+from tests.deploy.engine import ROOT
+from tests.deploy.stack import Stack
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 PAGE = ROOT / "examples" / "page.png"

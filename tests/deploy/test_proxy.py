@@ -26,9 +26,9 @@ from client import OcrClient
 from client.connection import Tls
 from client.errors import ClientError
 from client.score import character_error_rate
-from tests.deploy.engine import Engine
+from tests.deploy.engine import ROOT, Engine
 from tests.deploy.images import provide_nginx
-from tests.deploy.stack import PROXY_FILES, ROOT, Stack
+from tests.deploy.stack import PROXY_FILES, Stack
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 PAGE = ROOT / "examples" / "page.png"
