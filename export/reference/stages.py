@@ -40,6 +40,24 @@ HALVES = Recipe(jitter=63, step=8)
 SHIFTED = Recipe(jitter=63, margin=2)
 NEAR = Recipe(cell_width=(28, 38), height_ratio=(1.95, 2.2), jitter=63, margin=2)
 
+READING = (1.0, 0.3, 1.0, 0.2, 1.0)
+"""Loss weights once characters are seen well: now the place matters."""
+TINY = View(512, 16, fresh=0.2, pruned=0.1)
+SMALL = View(640, 12, fresh=0.2, padded=0.05, pruned=0.1)
+BASE = View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1)
+LARGE = View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1)
+
+
+def tiled(columns: int, rows: int, batch: int) -> View:
+    """Pages of gundam mode."""
+    return View(1024, batch, tiles=(columns, rows), fresh=0.15, pruned=0.1)
+
+
+def aligned(*shares: tuple[float, View, float]) -> tuple[Share, ...]:
+    """Shares of pages on the grid: weight, view, share of its batches that carry the grounding prompt."""
+    return tuple(Share(weight, view, ALIGNED, grounded) for weight, view, grounded in shares)
+
+
 STAGES = (
     Stage("lattice", 300, (2e-3, 2e-3), (Share(1.0, View(448, 16), LATTICE),), warmup=100),
     Stage(
@@ -145,16 +163,11 @@ STAGES = (
         3100,
         (1.2e-3, 1.2e-3),
         (
-            Share(0.20, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.35),
+            *aligned((0.20, TINY, 0.35), (0.25, SMALL, 0.35), (0.33, BASE, 0.3), (0.06, LARGE, 0.2)),
+            *aligned((0.05, tiled(2, 2, 3), 0.2), (0.02, tiled(2, 3, 2), 0.2), (0.01, tiled(3, 2, 2), 0.2)),
             Share(0.08, View(512, 12, fresh=0.3), SHIFTED, grounded=0.2),
-            Share(0.25, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.35),
-            Share(0.33, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.06, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.05, View(1024, 3, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.02, View(1024, 2, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.01, View(1024, 2, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
         ),
-        loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
+        loss_weights=READING,
         positions=True,
     ),
     Stage(
@@ -162,30 +175,20 @@ STAGES = (
         1350,
         (1.2e-3, 2e-5),
         (
-            Share(0.16, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.4),
+            *aligned((0.16, TINY, 0.4), (0.20, SMALL, 0.4), (0.30, BASE, 0.4), (0.13, LARGE, 0.3)),
+            *aligned((0.07, tiled(2, 2, 4), 0.3), (0.06, tiled(2, 3, 3), 0.3), (0.05, tiled(3, 2, 3), 0.3)),
             Share(0.06, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
-            Share(0.20, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.4),
-            Share(0.30, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.4),
-            Share(0.13, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.07, View(1024, 4, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.06, View(1024, 3, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.05, View(1024, 3, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.3),
         ),
-        loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
+        loss_weights=READING,
     ),
     Stage(
         "long",
         1000,
         (8e-4, 2e-5),
         (
-            Share(0.06, View(512, 16, fresh=0.2, pruned=0.1), ALIGNED, grounded=0.4),
-            Share(0.12, View(640, 12, fresh=0.2, padded=0.05, pruned=0.1), ALIGNED, grounded=0.4),
-            Share(0.32, View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.3),
-            Share(0.22, View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.11, View(1024, 4, tiles=(2, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.09, View(1024, 3, tiles=(2, 3), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
-            Share(0.08, View(1024, 3, tiles=(3, 2), fresh=0.15, pruned=0.1), ALIGNED, grounded=0.2),
+            *aligned((0.06, TINY, 0.4), (0.12, SMALL, 0.4), (0.32, BASE, 0.3), (0.22, LARGE, 0.2)),
+            *aligned((0.11, tiled(2, 2, 4), 0.2), (0.09, tiled(2, 3, 3), 0.2), (0.08, tiled(3, 2, 3), 0.2)),
         ),
-        loss_weights=(1.0, 0.3, 1.0, 0.2, 1.0),
+        loss_weights=READING,
     ),
 )

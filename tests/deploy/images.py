@@ -19,7 +19,6 @@ import pytest
 
 from tests.deploy.engine import FOLDER, ROOT, Engine, run
 
-MIRROR = "http://deb.debian.org/debian"
 # Debian's python3.11-venv depends on a virtual package that debootstrap does not resolve: python3-distutils.
 PACKAGES = "python3.11,python3.11-venv,python3-distutils,libpython3.11,ca-certificates"
 WHEELHOUSE = ROOT / "build" / "wheelhouse"
@@ -67,7 +66,7 @@ def _debootstrap(archive: Path) -> None:
         pytest.skip("no base image can be pulled, and debootstrap is not installed")
     root = archive.with_suffix(".root")
     shutil.rmtree(root, ignore_errors=True)
-    line = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), MIRROR]
+    line = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)]
     done = run(line, dict(os.environ))
     if done.returncode != 0:
         pytest.skip(f"no base image can be pulled, and debootstrap failed: {done.stdout[-300:]}")
@@ -94,7 +93,9 @@ def _download_wheels() -> None:
         return
     shutil.rmtree(WHEELHOUSE, ignore_errors=True)
     WHEELHOUSE.mkdir(parents=True)
-    index = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
+    lines = CPU_DOCKERFILE.read_text(encoding="utf-8").splitlines()
+    (default,) = (line.partition("=")[2] for line in lines if line.startswith("ARG TORCH_INDEX="))
+    index = os.environ.get("TORCH_INDEX", default)
     torch = [each for each in needs.splitlines() if each.startswith("torch==")]
     pip = [sys.executable, "-m", "pip", "download", "-q", "--retries", "1", "-d", str(WHEELHOUSE)]
     pip += ["-c", str(constraints)]
