@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import cores, cpu_name
 
 from rtprune.decoder.engine import Engine, Output, PromptTokens, RequestId, Sampling
 from rtprune.decoder.torch_engine import default_threads, open_torch_engine
@@ -268,12 +269,8 @@ def full_size(folder: Path, device: str, tokens: int, requests: int) -> dict[str
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
     facts = {
-        "cpu": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "cpu": f"{cpu_name()}, {cores()} cores",
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -22,6 +22,7 @@ import cv2
 import literal_pruning
 import numpy as np
 import torch
+from machine import cpu_name
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -108,13 +109,6 @@ def measure(page: Page, rounds: int) -> tuple[dict[str, float], int]:
         literal_prune=lambda: literal_pruning.prune(tokens, layout, literal_rho),
     )
     return times, result.content_count
-
-
-def cpu_name() -> str:
-    """The processor as the kernel names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def table(rows: list[tuple[Page, int, dict[str, float]]]) -> list[str]:

@@ -9,6 +9,7 @@ from client.aio import AsyncOcrClient, AsyncOcrStream
 from client.connection import Tls
 from client.documents import Page, PageResult
 from client.errors import (
+    AccessDenied,
     ClientError,
     InvalidRequest,
     RequestCancelled,
@@ -25,6 +26,7 @@ from client.settings import ClientSettings
 from client.tags import Box, RegionTag, TagParser
 
 __all__ = [
+    "AccessDenied",
     "AsyncOcrClient",
     "AsyncOcrStream",
     "Box",

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from client.documents import Document, Page, open_document
 from client.errors import (
+    AccessDenied,
     ClientError,
     InvalidRequest,
     RequestCancelled,
@@ -243,6 +244,9 @@ class Batch:
             if self.report.stopped:  # cancelled with the run: not the page's fault
                 return
             work.failed[page.number] = error
+            if isinstance(error, AccessDenied):  # no other page would get through
+                self.report.stopped = error
+                return
             if isinstance(error, ServerUnavailable) and not error.answered:
                 self._out_of_reach += 1
                 if self._out_of_reach >= min(self.settings.concurrency, 3):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import (
+    AccessDenied,
     ClientError,
     InvalidRequest,
     RequestCancelled,
@@ -33,6 +34,10 @@ _STATUSES: dict[str, type[ClientError]] = {
     "RESOURCE_EXHAUSTED": InvalidRequest,
     "400": InvalidRequest,
     "413": InvalidRequest,
+    "UNAUTHENTICATED": AccessDenied,
+    "PERMISSION_DENIED": AccessDenied,
+    "401": AccessDenied,
+    "403": AccessDenied,
     "UNAVAILABLE": ServerUnavailable,
     "502": ServerUnavailable,
     "503": ServerUnavailable,
@@ -135,6 +140,11 @@ def to_client_error(message: str | None, status: str | None, target: Target) -> 
     if kind is ServerUnavailable:
         advice = "" if "again" in said else "Try again later."
         return ServerUnavailable(said or "The server is busy.", advice, answered=True)
+    if kind is AccessDenied:
+        return AccessDenied(
+            said or f"{target} refused this caller.",
+            "Give the key that its owner gave you: --header 'authorization=Bearer KEY', or headers= in Python.",
+        )
     if kind is InvalidRequest:
         return InvalidRequest(said or "The server refused the request.")
     advice = "The server's log says more, under the request's id."

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 4  # no server there, or it's full
     SERVER = 5  # the server failed on the request
     TIMEOUT = 6  # the time limit passed
+    ACCESS = 7  # a proxy in front of the server wants a key, or another one
     INTERNAL = 70  # a bug in the client, as sysexits.h numbers it
     INTERRUPTED = 130  # Ctrl-C, as shells report it
 
@@ -55,6 +56,12 @@ class ServerFailed(ClientError, RuntimeError):
     """The server failed on this request, or answered against the contract (INTERNAL and the rest)."""
 
     exit_code = ExitCode.SERVER
+
+
+class AccessDenied(ClientError, PermissionError):
+    """The door in front of the server doesn't know the caller (UNAUTHENTICATED, PERMISSION_DENIED, 401, 403)."""
+
+    exit_code = ExitCode.ACCESS
 
 
 class TimeLimitExceeded(ClientError, TimeoutError):

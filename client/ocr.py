@@ -143,8 +143,8 @@ class OcrClient:
     `shared_memory`: hand images over in shared memory, where client and server share a host and the server
     allows it. `settings`: limits and defaults; `ClientSettings.from_env()` unless given.
 
-    All methods raise subclasses of `ClientError`: `InvalidRequest`, `ServerUnavailable`, `ServerFailed`,
-    `TimeLimitExceeded`, `RequestCancelled`.
+    All methods raise subclasses of `ClientError`: `InvalidRequest`, `AccessDenied`, `ServerUnavailable`,
+    `ServerFailed`, `TimeLimitExceeded`, `RequestCancelled`.
     """
 
     def __init__(

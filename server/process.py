@@ -30,6 +30,15 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _model(stub: psutil.Process) -> str:
+    """The model's name: the stub's first argument is .../NAME/VERSION/model.py."""
+    try:
+        arguments = stub.cmdline()
+    except psutil.Error:
+        return "?"
+    return Path(arguments[1]).parents[1].name if len(arguments) > 1 else "?"
+
+
 class ServerProcess:
     """A tritonserver and its model processes.
 
@@ -42,6 +51,7 @@ class ServerProcess:
         self._runtime = Path(tempfile.mkdtemp(prefix="ocr-server-"))
         self._shm_prefix = f"ocr_{os.getpid()}_{self._runtime.name[-8:]}_"
         self._stubs: dict[int, psutil.Process] = {}
+        self._models: dict[int, str] = {}  # which model each runs; a dead one can't be asked any more
         self._process: subprocess.Popen[bytes] | None = None
         # The models and Triton write here; without a file, to the launcher's own output.
         self._log: BinaryIO | None = settings.log_file.open("wb") if settings.log_file else None
@@ -89,6 +99,7 @@ class ServerProcess:
             if stop.wait(0.2):
                 raise Unavailable("The server was stopped before it was ready.")
         self._stubs = {stub.pid: stub for stub in self._children() if stub.name().startswith(STUB)}
+        self._models = {pid: _model(stub) for pid, stub in self._stubs.items()}
 
     def http_ready(self) -> bool:
         """Whether Triton's own readiness probe answers 200."""
@@ -117,7 +128,10 @@ class ServerProcess:
             except psutil.NoSuchProcess:
                 dead = True
             if dead:
-                return f"A model's process (pid {pid}) died; Triton does not notice, so the server is ended."
+                return (
+                    f"The process of the model {self._models[pid]} (pid {pid}) died; Triton does not notice, "
+                    "so the server is ended."
+                )
         return ""
 
     def stop(self, drain_seconds: float | None = None) -> int:

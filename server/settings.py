@@ -33,7 +33,7 @@ class ServerSettings(BaseSettings):
     shared_memory: bool = Field(False, description="Whether clients may register shared memory regions.")
     drain_seconds: int = Field(10, ge=0, description="Seconds that open requests get when the server stops.")
     dead_stub_seconds: float = Field(
-        2.0, ge=0, description="Seconds between a model process's death and the end of the server."
+        1.0, ge=0, description="Seconds that open requests get once a model's process has died."
     )
     start_seconds: float = Field(300.0, gt=0, description="Seconds until the server must be ready.")
     restarts: int = Field(

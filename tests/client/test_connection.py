@@ -10,6 +10,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.connection import Backoff, Target, Tls, triton_error
 from client.errors import (
+    AccessDenied,
     ClientError,
     ExitCode,
     InvalidRequest,
@@ -74,6 +75,10 @@ def test_headers_cannot_smuggle(headers: dict[str, str]) -> None:
         ("busy", "StatusCode.UNAVAILABLE", ServerUnavailable, ExitCode.UNAVAILABLE),
         ("busy", "503", ServerUnavailable, ExitCode.UNAVAILABLE),
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", TimeLimitExceeded, ExitCode.TIMEOUT),
+        ("no key", "StatusCode.UNAUTHENTICATED", AccessDenied, ExitCode.ACCESS),
+        ("no key", "StatusCode.PERMISSION_DENIED", AccessDenied, ExitCode.ACCESS),
+        ("no key", "401", AccessDenied, ExitCode.ACCESS),
+        (None, "403", AccessDenied, ExitCode.ACCESS),
         ("gone", "StatusCode.CANCELLED", RequestCancelled, ExitCode.INTERRUPTED),
         ("oh", "StatusCode.INTERNAL", ServerFailed, ExitCode.SERVER),
         ("oh", "500", ServerFailed, ExitCode.SERVER),

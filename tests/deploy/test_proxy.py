@@ -22,10 +22,14 @@ import tritonclient.grpc as triton
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from client import OcrClient
+from client import AccessDenied, OcrClient, OcrOptions
+from client.batch import Batch, Report
 from client.connection import Tls
 from client.errors import ClientError
+from client.inputs import find_sources
+from client.layouts import DocumentLayout
 from client.score import character_error_rate
+from tests.client.pdf_files import text_pages
 from tests.deploy.engine import ROOT, Engine
 from tests.deploy.images import provide_nginx
 from tests.deploy.stack import PROXY_FILES, Stack
@@ -105,6 +109,37 @@ def test_our_client_reads_a_page_with_a_key(door: Door, scheme: str) -> None:
         f"{scheme}://{door.address}", tls=Tls(ca=door.certificate), headers=door.headers
     ) as client:
         assert character_error_rate(client.ocr(PAGE, mode="tiny").markdown, TRUTH) < 0.1
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}])
+def test_our_client_says_that_the_key_is_wrong(door: Door, scheme: str, headers: dict[str, str]) -> None:
+    with (
+        OcrClient(f"{scheme}://{door.address}", tls=Tls(ca=door.certificate), headers=headers) as client,
+        pytest.raises(AccessDenied, match="key is missing or unknown") as caught,
+    ):
+        client.ocr(PAGE, mode="tiny")
+    assert "--header" in caught.value.advice
+
+
+def test_a_run_with_a_wrong_key_stops_at_once_and_goes_on_with_the_right_one(
+    door: Door, tmp_path: Path
+) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(3))
+    out = tmp_path / "out"
+
+    def run(headers: dict[str, str]) -> Report:
+        url = f"grpcs://{door.address}"
+        with OcrClient(url, tls=Tls(ca=door.certificate), headers=headers) as client:
+            layout = DocumentLayout(out, client.settings)
+            batch = Batch(client, out, layout, options=OcrOptions(mode="tiny", max_tokens=4))
+            return batch.run(find_sources([str(tmp_path / "a.pdf")]))
+
+    refused = run({"authorization": "Bearer wrong"})
+    assert isinstance(refused.stopped, AccessDenied)
+    assert (refused.pages, refused.failures) == (0, [])
+    done = run(door.headers)
+    assert (done.pages, done.failures, done.stopped) == (3, [], None)
 
 
 def test_plain_http_reads_a_page_with_a_key(door: Door) -> None:

@@ -27,7 +27,7 @@ def test_a_killed_stub_ends_the_server(engines: Path, tmp_path: Path) -> None:
     assert server.process is not None
     metrics.wait_for(lambda: server.process.poll() is not None, 5)
     assert server.process.returncode == 1
-    assert "A model's process" in server.log()
+    assert "The process of the model vision (pid" in server.log()
     assert not any(process.is_running() for process in processes)
     assert shared_memory() <= memory, "shared memory was given back"
 
