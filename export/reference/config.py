@@ -23,7 +23,7 @@ CLIP = {"width": 128, "layers": 3, "heads": 4, "image_size": 224, "patch_size": 
 
 DECODER = {
     "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "intermediate_size": 384,

@@ -16,17 +16,26 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 )
 
 from export.reference.batches import Batch, Reading, View
+from export.reference.config import BLOCK
 from export.reference.targets import NOWHERE, SLOTS
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
+from rtprune.modes import TILE_SIDE
 
 BLANK_WEIGHT = 0.05
-LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 1, (2, 3), 2
+LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 3, (4, 5), 2
 """The first two heads of each: one of 32 is narrow for all characters of a token. The locating layer finds the
 character that was written last; the layers after it step on from there, which keeps the place where words repeat."""
-PLACING_LAYERS, PLACES = (0, 1), 64
-"""Their outputs, and the encoder's, must tell line and column, counted in visual tokens from where the page's text
-begins: what a query and a key have in common when the words don't tell where the reader is."""
+PLACING_LAYERS, PLACES = (1, 2, 3), 64
+"""Their outputs must tell line and column, in visual tokens: what a query and a key have in common when the words don't
+tell where the reader is. Heads are named by what they tell and from what: `text` counts from where the page's text
+begins, `page` from the page's corner, `first` is where the text begins, which turns one into the other. The encoder
+must tell `text` too, except in tiles, and `view`, the place in its view or tile."""
+PLACE_HEADS = (
+    *(f"{told}_{layer}" for told in ("text", "page", "first") for layer in PLACING_LAYERS),
+    "text_encoder",
+    "view_encoder",
+)
 PAD_ID = 2
 """As published."""
 
@@ -39,7 +48,7 @@ class Trainee(nn.Module):
         self.model = model
         hidden: int = model.lm_head.weight.shape[1]
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
-        self.places = nn.ModuleList(nn.Linear(hidden, 2 * PLACES) for _ in (*PLACING_LAYERS, "encoder"))
+        self.places = nn.ModuleDict({name: nn.Linear(hidden, 2 * PLACES) for name in PLACE_HEADS})
         self._caught: dict[str, torch.Tensor] = {}
         for index in PLACING_LAYERS:
             model.model.language_model.layers[index].register_forward_hook(self._catch(f"out{index}"))
@@ -147,21 +156,30 @@ class Trainee(nn.Module):
         )  # (B, 2)
         tokens = torch.arange(far).expand(len(looks), -1)
         index = torch.cat([tokens, looks], dim=1)
-        wanted = torch.stack([index // (columns + 1), index % (columns + 1)], dim=2) - first[:, None]
-        known = (index != NOWHERE)[..., None] & (wanted >= 0) & (wanted < PLACES)
-        wanted = torch.where(known, wanted, -100)
-        outputs = [self._caught[f"out{layer}"] for layer in PLACING_LAYERS]
-        sources = [torch.cat([hidden[:, 1 : 1 + far], hidden[:, -length:]], dim=1) for hidden in outputs]
-        if view.tiles is None:  # a tile doesn't show where on the page it stands
-            sources.append(visual[:, :far])
+        page = torch.stack([index // (columns + 1), index % (columns + 1)], dim=2)  # (B, far + L, 2)
+        page = torch.where((index != NOWHERE)[..., None], page, -100)
+        text = torch.where((page != -100) & (page >= first[:, None]), page - first[:, None], -100)
+        # Visual tokens before the text can't know where it will begin.
+        begun = torch.cat([(text[:, :far] != -100).all(2), torch.ones_like(looks, dtype=torch.bool)], dim=1)
+        wanted = {"text": text, "page": page, "first": torch.where(begun[..., None], first[:, None], -100)}
         losses = []
-        for hidden, place in zip(sources, self.places, strict=False):
-            scale = hidden.shape[-1] ** 0.5 / (hidden.detach().norm(dim=-1, keepdim=True) + 1e-6)
-            logits = place(hidden * scale).reshape(-1, PLACES)
-            losses.append(
-                functional.cross_entropy(logits, wanted[:, : hidden.shape[1]].flatten(), ignore_index=-100)
-            )
+        for layer in PLACING_LAYERS:
+            output = self._caught[f"out{layer}"]
+            hidden = torch.cat([output[:, 1 : 1 + far], output[:, -length:]], dim=1)
+            losses += [self._tell(f"{told}_{layer}", hidden, place) for told, place in wanted.items()]
+        content = visual[:, :far]
+        if view.tiles is None:  # a tile doesn't show where on the page it stands
+            losses.append(self._tell("text_encoder", content, text[:, :far]))
+        side = TILE_SIDE // BLOCK if view.tiles else columns
+        inside = torch.where((page[:, :far, 1] < columns)[..., None], page[:, :far] % side, -100)
+        losses.append(self._tell("view_encoder", content, inside))
         return torch.stack(losses).mean()
+
+    def _tell(self, name: str, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the line and column that a head reads from `hidden` (B, N, C), made equally long."""
+        scale = hidden.shape[-1] ** 0.5 / (hidden.detach().norm(dim=-1, keepdim=True) + 1e-6)
+        logits = self.places[name](hidden * scale).reshape(-1, PLACES)
+        return functional.cross_entropy(logits, wanted.flatten(), ignore_index=-100)
 
     def _slot_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         columns, rows = batch.view.grid
@@ -204,10 +222,11 @@ class Trainee(nn.Module):
         )
         query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
         length, total = wanted.shape[1], key.shape[2]
-        scores = query[:, :, -length:] @ key.transpose(2, 3) * attention.scaling  # (B, heads, L, total)
-        future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)
-        scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)
-        spread = wanted[:, None].expand(-1, GUIDED_HEADS, -1).flatten()
+        chosen = torch.randperm(length)[: -(-length // 2)]  # half of the answer says as much in half the time
+        scores = query[:, :, -length:][:, :, chosen] @ key.transpose(2, 3) * attention.scaling
+        future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)[chosen]
+        scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)  # (B * heads * chosen, total)
+        spread = wanted[:, None, chosen].expand(-1, GUIDED_HEADS, -1).flatten()
         return functional.cross_entropy(scores, spread, ignore_index=-100)
 
 

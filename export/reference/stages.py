@@ -44,13 +44,13 @@ READING = (1.0, 0.3, 1.0, 0.2, 1.0)
 """Loss weights once characters are seen well: now the place matters."""
 TINY = View(512, 16, fresh=0.2, pruned=0.1)
 SMALL = View(640, 12, fresh=0.2, padded=0.05, pruned=0.1)
-BASE = View(1024, 6, fresh=0.15, padded=0.3, pruned=0.1)
-LARGE = View(1280, 4, fresh=0.15, padded=0.3, pruned=0.1)
+BASE = View(1024, 6, fresh=0.1, padded=0.3, pruned=0.1)
+LARGE = View(1280, 4, fresh=0.1, padded=0.3, pruned=0.1)
 
 
 def tiled(columns: int, rows: int, batch: int) -> View:
     """Pages of gundam mode."""
-    return View(1024, batch, tiles=(columns, rows), fresh=0.15, pruned=0.1)
+    return View(1024, batch, tiles=(columns, rows), fresh=0.1, pruned=0.1)
 
 
 def aligned(*shares: tuple[float, View, float]) -> tuple[Share, ...]:
@@ -183,12 +183,13 @@ STAGES = (
     ),
     Stage(
         "long",
-        1000,
-        (8e-4, 2e-5),
+        6700,
+        (1.1e-3, 2e-5),
         (
-            *aligned((0.06, TINY, 0.4), (0.12, SMALL, 0.4), (0.32, BASE, 0.3), (0.22, LARGE, 0.2)),
-            *aligned((0.11, tiled(2, 2, 4), 0.2), (0.09, tiled(2, 3, 3), 0.2), (0.08, tiled(3, 2, 3), 0.2)),
+            *aligned((0.04, TINY, 0.4), (0.07, SMALL, 0.4), (0.15, BASE, 0.4), (0.22, LARGE, 0.35)),
+            *aligned((0.13, tiled(2, 2, 4), 0.3), (0.18, tiled(2, 3, 3), 0.3), (0.18, tiled(3, 2, 3), 0.3)),
+            Share(0.03, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
-        loss_weights=READING,
+        loss_weights=(1.5, 0.3, 1.0, 0.2, 2.0),
     ),
 )

@@ -93,8 +93,9 @@ class Run:
             batch = next(stream)
             for name, value in self._step(batch, stage).items():
                 sums[name].append(value)
-                if name == "text_right":
-                    sums[f"{batch.view.side}{'x' if batch.view.tiles else ''}"].append(value)
+                if name in ("text_right", "places"):
+                    kind = "x".join(map(str, batch.view.tiles or (batch.view.side,)))
+                    sums[f"{name} {kind}"].append(value)
             self.pages += len(batch.pixels)
             self.done[stage.name] = step + 1
             now = time.monotonic()
