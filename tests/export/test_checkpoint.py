@@ -155,7 +155,7 @@ def test_another_architecture_is_named(copy, config, sentence):
         (("language_config", "use_mla"), True, "use_mla must be false"),
         (("language_config", "hidden_size"), -1, "language_config.hidden_size: .*greater than 0"),
         (("language_config", "hidden_size"), 256, "the projector must go from"),
-        (("language_config", "num_hidden_layers"), 6, "lacks the tensor model.layers.5"),
+        (("language_config", "num_hidden_layers"), 7, "lacks the tensor model.layers.6"),
         (
             ("language_config", "vocab_size"),
             7,

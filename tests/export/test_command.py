@@ -65,7 +65,7 @@ def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
     source = load_file(next(random_checkpoint.glob("*.safetensors")))
     written = load_file(manifest.folder / "decoder" / "model.safetensors")
     assert all((written[name] == source[name].float()).all() for name in written)
-    assert len(written) == 114
+    assert len(written) == 182
 
 
 def test_the_second_time_nothing_is_done(engines, random_checkpoint, capsys):

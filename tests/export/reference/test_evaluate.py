@@ -26,7 +26,7 @@ from export.reference.text import vocabulary
 from rtprune.modes import MODES
 
 MEGABYTE = 1_000_000
-LIMITS = {"tiny": 0.05, "small": 0.05, "base": 0.1, "large": 0.2}
+LIMITS = {"tiny": 0.08, "small": 0.05, "base": 0.1}
 """Character error rates a little above those that the card states, since few pages are read here."""
 LEAST_IOU = 0.65
 
