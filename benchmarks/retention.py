@@ -10,6 +10,7 @@ exported engines, and decodes its tokens as every variant leaves them. Writes be
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import queue
@@ -25,7 +26,8 @@ from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from export.reference.evaluate import RECIPE, SEED, page_size
+from export.reference.checkpoint import SHARD
+from export.reference.evaluate import RECIPE, SEED, SHIPPED, page_size
 from export.reference.page import random_page
 from export.reference.targets import FREE
 from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
@@ -102,6 +104,8 @@ class Reader:
     def __init__(self, engines: Path, running: int) -> None:
         self.settings = Settings(engines=engines, max_running=running)
         self.manifest = Manifest.load(engines)
+        if hashlib.sha256((SHIPPED / SHARD).read_bytes()).hexdigest() not in self.manifest.sources.values():
+            raise SystemExit(f"{engines} was not exported from the reference checkpoint; run `make engines`.")
         self.vision = VisionStage.open(self.manifest, self.settings)
         self.writer = PromptWriter.open(self.manifest, self.settings)
         self.engine: Engine = open_engine(self.manifest, self.settings)

@@ -50,8 +50,7 @@ class ServerProcess:
         self.settings = settings
         self._runtime = Path(tempfile.mkdtemp(prefix="ocr-server-"))
         self._shm_prefix = f"ocr_{os.getpid()}_{self._runtime.name[-8:]}_"
-        self._stubs: dict[int, psutil.Process] = {}
-        self._models: dict[int, str] = {}  # which model each runs; a dead one can't be asked any more
+        self._stubs: dict[psutil.Process, str] = {}  # its model's name; a dead one can't be asked any more
         self._process: subprocess.Popen[bytes] | None = None
         # The models and Triton write here; without a file, to the launcher's own output.
         self._log: BinaryIO | None = settings.log_file.open("wb") if settings.log_file else None
@@ -64,7 +63,7 @@ class ServerProcess:
     @property
     def stubs(self) -> list[int]:
         """Process ids of the models' Python processes."""
-        return sorted(self._stubs)
+        return sorted(stub.pid for stub in self._stubs)
 
     def start(self) -> None:
         """Start the server; return at once."""
@@ -98,8 +97,7 @@ class ServerProcess:
                 raise Unavailable(f"The server was not ready within {self.settings.start_seconds:.0f} s.")
             if stop.wait(0.2):
                 raise Unavailable("The server was stopped before it was ready.")
-        self._stubs = {stub.pid: stub for stub in self._children() if stub.name().startswith(STUB)}
-        self._models = {pid: _model(stub) for pid, stub in self._stubs.items()}
+        self._stubs = {stub: _model(stub) for stub in self._children() if stub.name().startswith(STUB)}
 
     def http_ready(self) -> bool:
         """Whether Triton's own readiness probe answers 200."""
@@ -122,14 +120,14 @@ class ServerProcess:
         code = self._running().poll()
         if code is not None:
             return f"tritonserver ended with status {code}."
-        for pid, stub in self._stubs.items():
+        for stub, model in self._stubs.items():
             try:
                 dead = not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE
             except psutil.NoSuchProcess:
                 dead = True
             if dead:
                 return (
-                    f"The process of the model {self._models[pid]} (pid {pid}) died; Triton does not notice, "
+                    f"The process of the model {model} (pid {stub.pid}) died; Triton does not notice, "
                     "so the server is ended."
                 )
         return ""
@@ -173,7 +171,7 @@ class ServerProcess:
             found: list[psutil.Process] = psutil.Process(self._running().pid).children(recursive=True)
             return found
         except psutil.NoSuchProcess:
-            return list(self._stubs.values())
+            return list(self._stubs)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -102,6 +102,9 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     weights = published_weights(model, dtype)
     save_file(weights, directory / SHARD, metadata={"format": "pt"})
+    (directory / SHARD).chmod(
+        0o644
+    )  # safetensors leaves it to its owner alone; a container's plain user reads it too
     vocabulary: int = model.lm_head.weight.shape[0]
     config = published_config(vocabulary, str(dtype).removeprefix("torch."))
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
