@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.family import Architecture, read_config, transformers_config
-from export.reference.config import published_config
+from export.reference.config import DECODER, YOUNG_DECODER, published_config
 from export.reference.tokenizer import IMAGE, build_tokenizer, save_tokenizer, token_id
 
 SHARD = "model-00001-of-000001.safetensors"
@@ -23,13 +23,15 @@ UNUSED_PATCH_EMBEDDING = "model.vision_model.embeddings.patch_embedding.weight"
 """DeepSeek-OCR's checkpoint carries CLIP's own patch embedding, though the SAM map takes its place."""
 
 
-def new_model(seed: int, attention: dict[str, str] | None = None) -> UnlimitedOcrForConditionalGeneration:
+def new_model(
+    seed: int, attention: dict[str, str] | None = None, decoder: dict[str, int] = DECODER
+) -> UnlimitedOcrForConditionalGeneration:
     """Build the reference model with random float32 weights drawn from `seed`.
 
     `attention` names transformers' implementation for each part of the configuration; the default is its own.
     """
     tokenizer = build_tokenizer()
-    published = Architecture.model_validate(published_config(tokenizer.get_vocab_size()))
+    published = Architecture.model_validate(published_config(tokenizer.get_vocab_size(), decoder=decoder))
     config: Any = transformers_config(published, token_id(tokenizer, IMAGE))
     config.vision_config.sam_config.initializer_range = 0.02  # transformers' own, 1e-10, is for loading alone
     torch.manual_seed(seed)
@@ -101,12 +103,14 @@ def save_checkpoint(
     """Write config.json, the tokenizer's files, the shard and its index into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     weights = published_weights(model, dtype)
+    hidden: int = model.lm_head.weight.shape[1]
+    decoder = DECODER if hidden == DECODER["hidden_size"] else YOUNG_DECODER
     save_file(weights, directory / SHARD, metadata={"format": "pt"})
     (directory / SHARD).chmod(
         0o644
     )  # safetensors leaves it to its owner alone; a container's plain user reads it too
     vocabulary: int = model.lm_head.weight.shape[0]
-    config = published_config(vocabulary, str(dtype).removeprefix("torch."))
+    config = published_config(vocabulary, str(dtype).removeprefix("torch."), decoder)
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, SHARD)}
     _write_json(directory / "config.json", config)

@@ -21,7 +21,7 @@ SAM = {
 CLIP = {"width": 128, "layers": 3, "heads": 4, "image_size": 224, "patch_size": 14}
 """Published: 1024 wide, 24 layers, 16 heads. The last of `downsample_channels` must equal this width."""
 
-DECODER = {
+YOUNG_DECODER = {
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -34,13 +34,23 @@ DECODER = {
     "first_k_dense_replace": 1,
     "max_position_embeddings": 8192,
 }
-"""Published: hidden 1280, 12 layers, 10 heads, dense 6848, experts 64 x 896, top-6, 2 shared."""
+"""What training starts with, before `grow` puts two layers of counters in front."""
+
+DECODER = YOUNG_DECODER | {
+    "hidden_size": 160,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+}
+"""What ships. Published: hidden 1280, 12 layers, 10 heads, dense 6848, experts 64 x 896, top-6, 2 shared."""
 
 
-def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]:
+def published_config(
+    vocab_size: int, dtype: str = "bfloat16", decoder: dict[str, int] = DECODER
+) -> dict[str, Any]:
     """Build the reference checkpoint's `config.json` with the fields that deepseek-ai/DeepSeek-OCR publishes.
 
-    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type.
+    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type; `decoder` is `DECODER` or its young form.
     """
     language = {
         "architectures": ["DeepseekV2ForCausalLM"],
@@ -59,7 +69,7 @@ def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]
         "use_mla": False,
         "v_head_dim": 0,
         "vocab_size": vocab_size,
-        **DECODER,
+        **decoder,
     }
     return {
         "_name_or_path": "reference-deepseek-ocr",
@@ -71,7 +81,7 @@ def published_config(vocab_size: int, dtype: str = "bfloat16") -> dict[str, Any]
         "projector_config": {
             "input_dim": CLIP["width"] * 2,
             "model_type": "mlp_projector",
-            "n_embed": DECODER["hidden_size"],
+            "n_embed": decoder["hidden_size"],
             "projector_type": "linear",
         },
         "tile_tag": "2D",

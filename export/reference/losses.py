@@ -16,17 +16,19 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 )
 
 from export.reference.batches import Batch, Reading, View
-from export.reference.config import BLOCK
+from export.reference.config import BLOCK, YOUNG_DECODER
+from export.reference.grow import FRONT, protect_counters
 from export.reference.targets import NOWHERE, SLOTS
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
 from rtprune.modes import TILE_SIDE
 
 BLANK_WEIGHT = 0.05
-LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = 3, (4, 5), 2
-"""The first two heads of each: one of 32 is narrow for all characters of a token. The locating layer finds the
-character that was written last; the layers after it step on from there, which keeps the place where words repeat."""
-PLACING_LAYERS, PLACES = (1, 2, 3), 64
+LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = -3, (-2, -1), (0, 1, 4)
+"""These heads of each, as far as there are: one of 32 is narrow for all characters of a token. The locating layer
+finds the character that was written last; the layers after it step on from there, which keeps the place where words
+repeat."""
+PLACING_LAYERS, PLACES = (-5, -4, -3), 64
 """Their outputs must tell line and column, in visual tokens: what a query and a key have in common when the words don't
 tell where the reader is. Heads are named by what they tell and from what: `text` counts from where the page's text
 begins, `page` from the page's corner, `first` is where the text begins, which turns one into the other. The encoder
@@ -36,12 +38,18 @@ PLACE_HEADS = (
     "text_encoder",
     "view_encoder",
 )
+NEWLINE = 3 + ord("\n")
 PAD_ID = 2
 """As published."""
+LINE_WEIGHT = 6.0
+"""Of a line's first character in the text's loss of a grown model: there a reader loses its place."""
 
 
 class Trainee(nn.Module):
-    """The model, a classifier of slots, and attention heads that are told where to look."""
+    """The model, a classifier of slots, and attention heads that are told where to look.
+
+    Of a grown model, the encoder, the embeddings and the layers that count stay as they are.
+    """
 
     def __init__(self, model: UnlimitedOcrForConditionalGeneration) -> None:
         super().__init__()
@@ -50,6 +58,14 @@ class Trainee(nn.Module):
         self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
         self.places = nn.ModuleDict({name: nn.Linear(hidden, 2 * PLACES) for name in PLACE_HEADS})
         self._caught: dict[str, torch.Tensor] = {}
+        language = model.model.language_model
+        self.grown = len(language.layers) > YOUNG_DECODER["num_hidden_layers"]
+        if self.grown:
+            for part in (model.model, *language.layers[:FRONT]):
+                part.requires_grad_(False)
+            for part in (*language.layers[FRONT:], language.norm):
+                part.requires_grad_(True)
+            protect_counters(language.layers[FRONT:])
         for index in PLACING_LAYERS:
             model.model.language_model.layers[index].register_forward_hook(self._catch(f"out{index}"))
         for layer in (LOCATING_LAYER, *GUIDED_LAYERS):
@@ -79,7 +95,7 @@ class Trainee(nn.Module):
                 "patches_grid": [list(grid)] * count,
             }
         with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen and not self.grown),
             self._without_sam() if batch.encoded else nullcontext(),
         ):
             features = self.model.model.get_image_features(prepare(batch.pixels), **tiles, return_dict=True)
@@ -104,7 +120,7 @@ class Trainee(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
         visual = self.visual_tokens(batch)
-        results = self._slot_losses(visual, batch)
+        results = self._slot_losses(visual, batch) if not self.grown else {}
         readings = [self._read(visual, batch.view, reading) for reading in batch.readings]
         means = {name: torch.stack([one[name] for one in readings]).mean() for name in readings[0]}
         results.update(means)
@@ -129,17 +145,19 @@ class Trainee(nn.Module):
             sequence = _with_start(sequence, start, thinned.padding)
         hidden = language(inputs_embeds=sequence, use_cache=False, **attend).last_hidden_state[:, -length:]
         logits = self.model.lm_head(hidden)
-        text = functional.cross_entropy(logits.flatten(0, 1), reading.answers.flatten(), ignore_index=PAD_ID)
+        told, known = _shifted(reading), reading.answers != PAD_ID
+        text = functional.cross_entropy(logits.transpose(1, 2), reading.answers, reduction="none")
+        weight = torch.where((told == NEWLINE) & self.grown, LINE_WEIGHT, 1.0) * known
+        text = (text * weight).sum() / weight.sum()
         with torch.no_grad():
-            known = reading.answers != PAD_ID
             right = (logits.argmax(-1) == reading.answers)[known].float().mean()
         return {
             "text": text,
             "text_right": right,
-            "looks": self._look_loss(sequence, looks, attend.get("position_ids")),
+            "looks": self._look_loss(sequence, told, looks, attend.get("position_ids")),
             # Which lines and columns are left is another question on pruned pages.
             "places": self._place_loss(visual, view, looks)
-            if reading.retentions is None
+            if reading.retentions is None and not self.grown
             else text.new_zeros(()),
         }
 
@@ -200,24 +218,28 @@ class Trainee(nn.Module):
         return {"slots": loss, "slots_right": right, "norms": norms}
 
     def _look_loss(
-        self, sequence: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
+        self, sequence: torch.Tensor, told: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
     ) -> torch.Tensor:
         """Cross-entropy of the guided heads' attention against the visual token that they should look at.
 
-        That is the one with the next character; in the locating layer, the one with the last.
+        That is the one with the next character; in the locating layer, the one with the last. `told` (B, L) is the
+        answer's token that each was given.
         """
         total = sequence.shape[1]
         positions = torch.arange(total)[None] if positions is None else positions
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
         after = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
         before = torch.cat([torch.full_like(after[:, :1], -100), after[:, :-1]], dim=1)
+        if self.grown:  # a newline counts as of the line that it begins
+            before = torch.where(told == NEWLINE, -100, before)
         wanted = {LOCATING_LAYER: before} | dict.fromkeys(GUIDED_LAYERS, after)
         return torch.stack([self._guide(layer, where, cos, sin) for layer, where in wanted.items()]).mean()
 
     def _guide(self, layer: int, wanted: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         attention = self.model.model.language_model.layers[layer].self_attn
+        heads = [head for head in GUIDED_HEADS if head < attention.config.num_attention_heads]
         query, key = (
-            torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[:, :, :GUIDED_HEADS]
+            torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[:, :, heads]
             for name in "qk"
         )
         query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
@@ -226,7 +248,7 @@ class Trainee(nn.Module):
         scores = query[:, :, -length:][:, :, chosen] @ key.transpose(2, 3) * attention.scaling
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)[chosen]
         scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)  # (B * heads * chosen, total)
-        spread = wanted[:, None, chosen].expand(-1, GUIDED_HEADS, -1).flatten()
+        spread = wanted[:, None, chosen].expand(-1, len(heads), -1).flatten()
         return functional.cross_entropy(scores, spread, ignore_index=-100)
 
 
@@ -235,6 +257,12 @@ class _AsItCame(nn.Module):
 
     def forward(self, features: torch.Tensor, **_options: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=features)
+
+
+def _shifted(reading: Reading) -> torch.Tensor:
+    """The token before each of the answer's; for the first, the prompt's last."""
+    answers = reading.answers
+    return torch.cat([reading.prompt[-1:].expand(len(answers), 1), answers[:, :-1]], dim=1)
 
 
 def _with_start(sequence: torch.Tensor, start: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ class Stage:
     loss_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 0.3, 0.2, 0.3)
     warmup: int = 0
     positions: bool = False  # begins with `add_positions`
+    grows: bool = False  # begins with `grow`; from then on the encoder is left as it is
 
 
 LATTICE = Recipe()
@@ -191,5 +192,18 @@ STAGES = (
             Share(0.03, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
         loss_weights=(1.5, 0.3, 1.0, 0.2, 2.0),
+    ),
+    Stage(
+        "lines",
+        2750,
+        (1.2e-3, 1e-5),
+        (
+            *aligned((0.07, TINY, 0.45), (0.09, SMALL, 0.45), (0.20, BASE, 0.45), (0.22, LARGE, 0.45)),
+            *aligned((0.12, tiled(2, 2, 4), 0.4), (0.14, tiled(2, 3, 3), 0.4), (0.14, tiled(3, 2, 3), 0.4)),
+            Share(0.02, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+        ),
+        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        warmup=50,
+        grows=True,
     ),
 )

@@ -50,7 +50,8 @@ def slot_classes(page: Page, grid: TokenGrid) -> NDArray[np.int64]:
 def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the answer's token ids and, for each, the index in the visual sequence of the token to look at.
 
-    The index counts the newlines of the layout; `NOWHERE` for tags and the end; a box's numbers look at their edges.
+    The index counts the newlines of the layout; `NOWHERE` for tags and the end; a box's numbers look at their edges,
+    and the newline of an empty line looks at where the text goes on.
     """
     token_rows, token_columns = grid.cell_tokens(page)
     token_columns_list, token_rows_list = token_columns.tolist(), token_rows.tolist()
@@ -66,7 +67,7 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
     for number, (block, rows) in enumerate(zip(page.blocks, page.rows, strict=True)):
         if number:
             ids += [newline, newline]
-            looks += [look(page.rows[number - 1][-1], end), look(page.rows[number - 1][-1] + 1, page.indent)]
+            looks += [look(page.rows[number - 1][-1], end), look(rows[0], page.indent)]
         if grounded:
             # An edge's digits look at a character that touches that edge.
             first, last = look(rows[0], page.indent), look(rows[-1], page.indent)

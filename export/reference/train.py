@@ -17,14 +17,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.reference.batches import Batch, batches, page_pool, pooled_batches
 from export.reference.checkpoint import add_positions, load_checkpoint, new_model, save_checkpoint
+from export.reference.config import DECODER, YOUNG_DECODER
+from export.reference.grow import grow
 from export.reference.losses import Trainee
 from export.reference.pool import PagePool
 from export.reference.stages import STAGES, Stage
 from export.reference.tokenizer import build_tokenizer
+from export.reference.written import find_marks
 
+ATTENTION = {"vision_config": "eager", "text_config": "sdpa"}
+"""Eager: with a bias that needs gradients, PyTorch's fused attention falls back to slower steps on CPU."""
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPORT_EVERY = 50
 SAVE_EVERY_SECONDS = 180.0
@@ -61,20 +67,31 @@ class Run:
     def __init__(self, work: Path, seed: int, start: Path | None = None) -> None:
         self.work, self.seed = work, seed
         self.tokenizer = build_tokenizer()
-        # Eager: with a bias that needs gradients, PyTorch's fused attention falls back to slower steps on CPU.
-        model = new_model(seed, {"vision_config": "eager", "text_config": "sdpa"})
-        model.set_experts_implementation("grouped_mm")
-        if start is not None:
-            model.load_state_dict(load_checkpoint(start)[0].state_dict())
-        self.trainee = Trainee(model.train())
-        self.optimizer = make_optimizer(self.trainee)
+        state = work / "state.json"
+        grown = json.loads(state.read_text(encoding="utf-8"))["grown"] if state.exists() else False
+        weights = None if start is None else load_checkpoint(start)[0].state_dict()
+        if weights is not None:
+            grown = weights["lm_head.weight"].shape[1] == DECODER["hidden_size"]
+        model = new_model(seed, ATTENTION, DECODER if grown else YOUNG_DECODER)
+        if weights is not None:
+            model.load_state_dict(weights)
+        self._take(model)
         self.done: dict[str, int] = {}
         self.pages = 0
         self.stop = False
         signal.signal(signal.SIGTERM, self._on_terminate)
         work.mkdir(parents=True, exist_ok=True)
-        if (work / "state.json").exists():
+        if state.exists():
             self._load()
+
+    def _take(self, model: UnlimitedOcrForConditionalGeneration) -> None:
+        model.set_experts_implementation("grouped_mm")
+        self.trainee = Trainee(model.train())
+        self.optimizer = make_optimizer(self.trainee)
+
+    def grow(self) -> None:
+        """Put the decoder that counts lines in the place of the young one."""
+        self._take(grow(self.trainee.model, find_marks(self.trainee, self.seed, self.tokenizer), ATTENTION))
 
     def _on_terminate(self, _number: int, _frame: object) -> None:
         self.stop = True
@@ -83,6 +100,8 @@ class Run:
         """Go on with `stage` from the step that the state holds, to its end."""
         if stage.positions and not self.done.get(stage.name):
             add_positions(self.trainee.model)
+        if stage.grows and not self.done.get(stage.name):
+            self.grow()
         stream = stage_batches(stage, self.seed, self.done.get(stage.name, 0), self)
         saved = reported = time.monotonic()
         sums: dict[str, list[float]] = defaultdict(list)
@@ -116,8 +135,8 @@ class Run:
 
     def _step(self, batch: Batch, stage: Stage) -> dict[str, float]:
         results = self.trainee(batch)
-        losses = [results[name] for name in ("text", "slots", "looks", "norms", "places")]
-        total = torch.stack(losses) @ torch.tensor(stage.loss_weights)
+        weights = zip(("text", "slots", "looks", "norms", "places"), stage.loss_weights, strict=True)
+        total = torch.stack([results[name] * weight for name, weight in weights if name in results]).sum()
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimizer.step()
@@ -131,7 +150,7 @@ class Run:
         for name, parameter in zip(names, self.trainee.parameters(), strict=True):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        state = {"seed": self.seed, "done": self.done, "pages": self.pages}
+        state = {"grown": self.trainee.grown, "seed": self.seed, "done": self.done, "pages": self.pages}
         save_file(tensors, self.work / "state.safetensors.new")
         (self.work / "state.json.new").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         for name in ("state.safetensors", "state.json"):
@@ -162,8 +181,9 @@ def keep_memory() -> None:
 
 def make_optimizer(trainee: Trainee) -> torch.optim.AdamW:
     """AdamW that decays matrices only."""
-    matrices = [p for p in trainee.parameters() if p.ndim >= 2]
-    others = [p for p in trainee.parameters() if p.ndim < 2]
+    trained = [p for p in trainee.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.98), fused=True)
 

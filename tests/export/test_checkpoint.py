@@ -155,11 +155,11 @@ def test_another_architecture_is_named(copy, config, sentence):
         (("language_config", "use_mla"), True, "use_mla must be false"),
         (("language_config", "hidden_size"), -1, "language_config.hidden_size: .*greater than 0"),
         (("language_config", "hidden_size"), 256, "the projector must go from"),
-        (("language_config", "num_hidden_layers"), 7, "lacks the tensor model.layers.6"),
+        (("language_config", "num_hidden_layers"), 9, "lacks the tensor model.layers.8"),
         (
             ("language_config", "vocab_size"),
             7,
-            r"The tensor lm_head.weight has shape \[\d+, 128\], .*\[7, 128\]",
+            r"The tensor lm_head.weight has shape \[\d+, 160\], .*\[7, 160\]",
         ),
         (("vision_config", "width", "sam_vit_b", "heads"), 3, "SAM's 3 heads don't divide"),
         (

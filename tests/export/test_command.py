@@ -52,7 +52,7 @@ def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
     manifest.verify_hashes()
     assert manifest.modes == ("tiny", "small", "base", "large", "gundam")
     assert manifest.sides == (512, 640, 1024, 1280)
-    assert (manifest.hidden_size, manifest.context_length) == (128, 8192)
+    assert (manifest.hidden_size, manifest.context_length) == (160, 8192)
     assert manifest.special_tokens["<image>"] > 0
     assert set(manifest.sources) == {"config.json", "tokenizer.json", "model-00001-of-000001.safetensors"}
     assert manifest.versions["torch"]
@@ -65,7 +65,7 @@ def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
     source = load_file(next(random_checkpoint.glob("*.safetensors")))
     written = load_file(manifest.folder / "decoder" / "model.safetensors")
     assert all((written[name] == source[name].float()).all() for name in written)
-    assert len(written) == 182
+    assert len(written) == 250
 
 
 def test_the_second_time_nothing_is_done(engines, random_checkpoint, capsys):

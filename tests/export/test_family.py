@@ -30,8 +30,8 @@ def test_the_published_configuration_is_transformers_model_to_the_parameter():
 def test_the_family_knows_every_tensor(random_checkpoint):
     config = json.loads((random_checkpoint / "config.json").read_text())
     shapes = FAMILIES[0].shapes(config)
-    assert shapes["model.projector.layers.weight"] == (128, 256)
-    assert len(shapes) == 280
+    assert shapes["model.projector.layers.weight"] == (160, 256)
+    assert len(shapes) == 348
 
 
 def test_special_tokens_by_name(random_checkpoint):

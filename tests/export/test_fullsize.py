@@ -20,7 +20,7 @@ def test_the_same_run_at_reference_size(tmp_path, capsys):
     page = results.read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ") and " s | " in line]
     assert len(rows) == len(fullsize.steps(work, "reference"))
-    assert "280 tensors, 3,931,328 parameters" in rows[0]
+    assert "348 tensors, 5,806,976 parameters" in rows[0]
     assert "vision 640 px, fp32: relative error" in page
     assert "vision 1024 px, fp32: relative error" in page
     assert page.endswith("\n")

@@ -8,7 +8,7 @@ import torch
 
 from export.reference.batches import Reading, View, batches, page_pool, pooled_batches
 from export.reference.checkpoint import new_model, save_checkpoint
-from export.reference.config import BLOCK
+from export.reference.config import BLOCK, DECODER, YOUNG_DECODER
 from export.reference.evaluate import model_inputs
 from export.reference.losses import Trainee
 from export.reference.page import Recipe, random_page
@@ -29,7 +29,7 @@ WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3
 
 @pytest.fixture(scope="module")
 def trainee():
-    return Trainee(new_model(1)).eval()
+    return Trainee(new_model(1, decoder=YOUNG_DECODER)).eval()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -245,17 +245,33 @@ def test_a_run_learns_and_resumes(tmp_path):
         assert all(torch.equal(state[key], again.optimizer.state[b][key]) for key in state)
 
 
-def test_a_run_starts_from_a_checkpoint(tmp_path):
-    save_checkpoint(new_model(9), tmp_path / "checkpoint", torch.float32)
+def test_a_run_grows_and_resumes(tmp_path):
+    pages = (Share(1.0, View(256, 4, fresh=0.5), Recipe(margin=2)),)
+    stage = Stage("lines", 3, (1e-3, 1e-3), pages, loss_weights=(1.0, 0.0, 1.0, 0.0, 0.0), grows=True)
+    first = Run(tmp_path / "run", 0)
+    encoder = {n: p.clone() for n, p in first.trainee.model.model.vision_tower.named_parameters()}
+    first.train(stage)
+    assert first.trainee.model.config.text_config.num_hidden_layers == DECODER["num_hidden_layers"]
+    kept = dict(first.trainee.model.model.vision_tower.named_parameters())
+    assert all(torch.equal(kept[name], encoder[name]) for name in encoder)
+    again = Run(tmp_path / "run", 0)
+    assert (again.done, again.trainee.grown) == ({"lines": 3}, True)
+    for (name, a), b in zip(first.trainee.named_parameters(), again.trainee.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("decoder", [YOUNG_DECODER, DECODER], ids=["young", "grown"])
+def test_a_run_starts_from_a_checkpoint(tmp_path, decoder):
+    save_checkpoint(new_model(9, decoder=decoder), tmp_path / "checkpoint", torch.float32)
     run = Run(tmp_path / "run", 0, tmp_path / "checkpoint")
-    expected = dict(new_model(9).named_parameters())
+    expected = dict(new_model(9, decoder=decoder).named_parameters())
     for name, parameter in run.trainee.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
 
 
 def test_the_same_batch_again_and_again_is_learnt():
     torch.manual_seed(0)
-    trainee = Trainee(new_model(2))
+    trainee = Trainee(new_model(2, decoder=YOUNG_DECODER))
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=2e-3)
     batch = next(batches(np.random.default_rng(0), View(256, 4), Recipe(), False, TOKENIZER, pool=1))
     losses = []

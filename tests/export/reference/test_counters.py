@@ -1,0 +1,170 @@
+"""The decoder's first layers count lines and rows exactly, and growing changes nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from export.reference import grow as growing
+from export.reference.batches import View, batches
+from export.reference.checkpoint import load_checkpoint, new_model
+from export.reference.config import DECODER, YOUNG_DECODER
+from export.reference.counters import CODE, LINE_PERIODS, MOST, ROW_PERIODS, Dim, Marks
+from export.reference.evaluate import SHIPPED
+from export.reference.losses import PAD_ID, Trainee
+from export.reference.page import Recipe
+from export.reference.targets import NOWHERE
+from export.reference.thinning import thin
+from export.reference.tokenizer import build_tokenizer
+from export.reference.train import ATTENTION
+from export.reference.written import fit_steady, fit_written
+
+TOKENIZER = build_tokenizer()
+NEWLINE, SHUT = 3 + ord("\n"), TOKENIZER.token_to_id("<|/det|>")
+VIEWS = [
+    View(512, 4),
+    View(1024, 2, padded=1.0),
+    View(1280, 2),
+    View(1024, 1, tiles=(2, 3)),
+    View(1024, 1, tiles=(3, 2)),
+]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Trainee(load_checkpoint(SHIPPED)[0]).eval()
+
+
+def counted(trainee, visual, ids):
+    """What layer 1 leaves behind, (B, V + L, hidden): visual tokens, then the text `ids`; no start token."""
+    language = trainee.model.model.language_model
+    start = language.embed_tokens(torch.zeros(len(ids), 1, dtype=torch.long))
+    sequence = torch.cat([start, visual, language.embed_tokens(ids)], dim=1)
+    caught = []
+    hook = language.layers[1].register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    with torch.no_grad():
+        language(inputs_embeds=sequence, use_cache=False)
+    hook.remove()
+    return caught[0][:, 1:]
+
+
+def waves_of(counts, periods):
+    angles = 2 * math.pi * counts[..., None] / torch.tensor(periods)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def likeness(state, code, counts):
+    periods = LINE_PERIODS if code == Dim.LINE_CODE else ROW_PERIODS
+    return torch.cosine_similarity(state[:, code : code + CODE], waves_of(counts.float(), periods), dim=-1)
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: f"{view.side}-{view.tiles}")
+@pytest.mark.parametrize("grounded", [False, True])
+@pytest.mark.parametrize("retention", [None, 0.8])
+def test_lines_and_rows_are_counted_exactly(shipped, view, grounded, retention):
+    generator = np.random.default_rng([3, view.side])
+    batch = next(batches(generator, view, Recipe(margin=2, held_out=True), grounded, TOKENIZER, pool=1))
+    columns, rows = view.grid
+    far = rows * (columns + 1)
+    with torch.no_grad():
+        visual = shipped.visual_tokens(batch)
+    written = torch.zeros(visual.shape[:2], dtype=torch.bool)
+    shown = batch.slots.flatten(3).any(-1)
+    written[:, :far] = torch.nn.functional.pad(shown, (0, 1)).flatten(1)
+    line = (shown.any(2).cumsum(1))[:, :, None].expand(-1, -1, columns + 1).flatten(1)  # (B, far)
+    reading = batch.readings[0]
+    ids = torch.cat([reading.prompt.expand(len(visual), -1), reading.answers], dim=1)
+    for page in range(len(visual)):
+        tokens, where = visual[page : page + 1], torch.arange(visual.shape[1])
+        if retention is not None:
+            thinned = thin(tokens, view.layout, np.array([retention]))
+            tokens, where = thinned.tokens, thinned.places[0]
+        state = counted(shipped, tokens, ids[page : page + 1])[0]
+        seen = [i for i in range(far) if written[page, i] and where[i] != NOWHERE]
+        at = where[seen]
+        lines = 1 / state[at, Dim.LINES] - 1
+        # A line whose tokens were all pruned is not there to be counted.
+        present = torch.tensor(sorted({int(line[page, i]) for i in seen}))
+        wanted = 1 + torch.searchsorted(present, line[page, seen].contiguous())
+        assert (lines - wanted).abs().max() < 0.25
+        # Merging adds some of the pruned tokens' marks, by which the waves take their measure.
+        assert likeness(state[at], Dim.LINE_CODE, wanted).min() > (0.9 if retention is None else 0.7)
+        text = ids[page][ids[page] != PAD_ID]
+        before = torch.cat([torch.tensor([-1]), text[:-1]])
+        ends = ((text == NEWLINE) & (before != NEWLINE) & (before != SHUT)).cumsum(0)
+        state_of_text = state[tokens.shape[1] :][: len(text)]
+        assert (1 / state_of_text[:, Dim.LINES] - 1 - ends).abs().max() < 0.25
+        assert likeness(state_of_text, Dim.LINE_CODE, ends).min() > 0.9
+        if retention is None:
+            row = torch.tensor([i // (columns + 1) for i in seen])
+            assert (1 / state[at, Dim.ROWS] - 1 - row).abs().max() < 0.25
+            assert likeness(state[at], Dim.ROW_CODE, row).min() > 0.9
+            total = rows + (view.side // 64 if view.tiles else 0)
+            assert (1 / state_of_text[:, Dim.ROWS] - 1 - total).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("periods", [LINE_PERIODS, ROW_PERIODS])
+def test_the_waves_tell_all_counts_apart(periods):
+    waves = torch.nn.functional.normalize(waves_of(torch.arange(MOST).float(), periods), dim=1)
+    alike = waves @ waves.T
+    alike.fill_diagonal_(-1)
+    assert alike.max() < 0.8
+
+
+def test_a_dense_network_is_shared_out_without_change():
+    dense = new_model(4, decoder=YOUNG_DECODER).model.language_model.layers[0].mlp
+    sparse = new_model(4).model.language_model.layers[growing.FRONT].mlp
+    inputs = torch.zeros(2, 5, DECODER["hidden_size"])
+    inputs[:, :, : growing.OLD] = torch.randn(2, 5, growing.OLD, generator=torch.Generator().manual_seed(0))
+    inputs[0, :, Dim.VISUAL], inputs[1, :, Dim.TEXT] = 0.03, 0.3
+    with torch.no_grad():
+        growing._share_out(dense, sparse)
+        found, wanted = sparse(inputs), dense(inputs[:, :, : growing.OLD])
+    torch.testing.assert_close(found[:, :, : growing.OLD], wanted, rtol=1e-5, atol=1e-5)
+    assert not found[:, :, growing.OLD :].any()
+
+
+def test_growing_changes_nothing_but_what_the_counters_add(monkeypatch):
+    young = new_model(5, ATTENTION, YOUNG_DECODER)
+
+    def only_marks(model, _written, _steady):
+        """Put in what routes the tokens, so small that nothing else can tell, and let the new layers do nothing."""
+        core = model.model
+        for layer in core.language_model.layers[: growing.FRONT]:
+            for name, parameter in layer.named_parameters():
+                if "proj" in name:
+                    parameter.zero_()
+        core.language_model.embed_tokens.weight[:, Dim.TEXT] = 1e-3
+        core.multi_modal_projector.bias[Dim.VISUAL] = 1e-3
+        core.image_newline[Dim.VISUAL] = core.view_separator[Dim.VISUAL] = 1e-3
+
+    monkeypatch.setattr(growing, "set_counters", only_marks)
+    grown = growing.grow(young, Marks(torch.zeros(0), torch.zeros(0)), ATTENTION)
+    batch = next(batches(np.random.default_rng(0), View(512, 2), Recipe(margin=2), True, TOKENIZER, pool=1))
+    with torch.no_grad():
+        before, after = (float(Trainee(model).eval()(batch)["text"]) for model in (young, grown))
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_written_tokens_are_told_from_others():
+    generator = torch.Generator().manual_seed(0)
+    written = torch.rand(4000, generator=generator) < 0.4
+    features = torch.randn(4000, 32, generator=generator)
+    features[:, 3] += 6.0 * written  # what tells them apart stands among noise
+    weight = fit_written(features[:3000], written[:3000])
+    told = torch.cat([features, torch.ones(4000, 1)], dim=1)[3000:] @ weight
+    right = (told > 0) == written[3000:]
+    assert right.float().mean() > 0.98
+
+
+def test_a_later_scale_is_told_from_the_state():
+    generator = torch.Generator().manual_seed(0)
+    later = 50 + 50 * torch.rand(3000, generator=generator)
+    states = torch.randn(3000, growing.OLD, generator=generator)
+    states[:, 7] = later / 50  # a dimension that tells it, as a share of the state's own scale
+    weights = fit_steady(states[:2000], later[:2000])
+    own = states.square().mean(1).sqrt()
+    told = (states / own[:, None])[2000:] @ weights * (DECODER["hidden_size"] / growing.OLD) ** 0.5
+    share = told / (own * later)[2000:]
+    assert share.std() / share.mean() < 0.2
