@@ -30,7 +30,7 @@ class Stage:
     loss_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 0.3, 0.2, 0.3)
     warmup: int = 0
     positions: bool = False  # begins with `add_positions`
-    grows: bool = False  # begins with `grow`; from then on the encoder is left as it is
+    grows: bool = False  # begins with `grow`, if that was not done; from then on the encoder is left as it is
 
 
 LATTICE = Recipe()

@@ -100,7 +100,7 @@ class Run:
         """Go on with `stage` from the step that the state holds, to its end."""
         if stage.positions and not self.done.get(stage.name):
             add_positions(self.trainee.model)
-        if stage.grows and not self.done.get(stage.name):
+        if stage.grows and not self.trainee.grown:
             self.grow()
         stream = stage_batches(stage, self.seed, self.done.get(stage.name, 0), self)
         saved = reported = time.monotonic()
