@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.reference.config import DECODER
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest
 from rtprune.settings import Settings
@@ -25,7 +26,7 @@ def engine(random_engines: Path):
 def test_a_batch_is_its_images_one_by_one(engine):
     images = np.random.default_rng(0).integers(0, 256, (3, 512, 512, 3), np.uint8)
     tokens = engine.encode(images)
-    assert tokens.shape == (3, 64, 128)
+    assert tokens.shape == (3, 64, DECODER["hidden_size"])
     assert tokens.dtype == np.float32
     assert np.array_equal(tokens[1:2], engine.encode(images[1:2]))
     assert not np.allclose(tokens[0], tokens[1])

@@ -10,6 +10,7 @@ import torch
 
 from export.checkpoint import Checkpoint
 from export.family import special_token_ids
+from export.reference.config import DECODER
 from export.torch_reference import load_vision, sample_images
 from export.verify import relative_error
 from rtprune.decoder.special_tokens import IMAGE
@@ -124,7 +125,7 @@ def test_values_that_are_not_finite_are_refused_where_they_appear(random_engines
         side = 512
 
         def encode(self, images):
-            tokens = np.zeros((len(images), 64, 128), np.float32)
+            tokens = np.zeros((len(images), 64, DECODER["hidden_size"]), np.float32)
             tokens[0, 3, 7] = np.inf
             return tokens
 
