@@ -58,9 +58,7 @@ class Marks:
     """What `set_counters` must know of an encoder and the decoder behind it, see `written.py`."""
 
     written: torch.Tensor  # (C + 1,) weights and bias by which a projector tells tokens with text
-    steady: (
-        torch.Tensor
-    )  # (FIRST,) weights by which a token's normed state tells how large it will be, about 1
+    steady: torch.Tensor  # (FIRST,) weights by which a normed state tells how large it will be, about 1
 
 
 WRITTEN, BARE = 5.0, -0.5
