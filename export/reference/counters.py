@@ -2,11 +2,12 @@
 
 Reading a long page fails where the reader loses its line. Attention can count: a query that attends with equal weight
 to the start token and to n marked tokens takes 1 / (1 + n) of what the start token carries. Layer 0 marks, layer 1
-counts and writes the count as waves; both stay as they are set here. Two counts:
+counts and writes the count as waves; both stay as they are set here. What they tell:
 
 * lines: visual tokens count the tokens that begin a line of text (written, the token before is not), text tokens
   the newlines that end one. Equal counts mean the same line; pruning, blank lines and boxes don't matter.
 * rows: both count the layout's newlines: a visual token knows its row on the page, a text token how many there are.
+* last: text tokens also count the lines on the page, and so know whether the one that they write is the last.
 
 Marked tokens get the attention score 0, whatever their norm; all others a large negative one.
 """
@@ -51,6 +52,8 @@ class Dim(IntEnum):
     ROWS = FIRST + 11  # 1 / (1 + rows)
     LINE_CODE = FIRST + 12  # waves of the lines, text and visual alike
     ROW_CODE = FIRST + 12 + CODE  # waves of the rows
+    BOTH = FIRST + 12 + 2 * CODE  # text tokens: 1 / (1 + lines begun + lines on the page)
+    LAST = FIRST + 13 + 2 * CODE  # text tokens: 1 from where the page's last line is being written, else 0
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class Marks:
     steady: torch.Tensor  # (FIRST,) weights by which a normed state tells how large it will be, about 1
 
 
-WRITTEN, BARE = 5.0, -0.5
-"""`Dim.WRITTEN` in visual tokens with and without text; their root mean squares are about 15 and 1."""
+WRITTEN, BARE, FAINT = 12.0, -1.2, -8.0
+"""`Dim.WRITTEN` in visual tokens with text, without, and with small text that isn't read; their root mean squares are
+about 15, 1 and 15."""
 TEXT_SCALE = 3.0
 """Root mean square of text embeddings, to which they are scaled."""
 VISUAL_CODE, TEXT_CODE = 4.0, 1.0
@@ -73,6 +77,8 @@ SHARPNESS = 1.2
 """How far a wave's pieces are apart, in units of their rounding."""
 ROUTED, SHARE = 1e4, 0.5
 """Router weight that leaves no doubt, and what each of the two experts that it chooses alike is weighted with."""
+STEP = 131072.0
+"""Sharpness of `Dim.LAST`: on the last of 30 lines, 2 * BOTH - LINES is 1 / 1891 above 0."""
 _FAR = 4000
 """Most tokens between two that are compared."""
 
@@ -114,6 +120,7 @@ def set_counters(
     _set_counts(count)
     _calibrate(model)
     set_waves(count, steady)
+    set_last(count)
 
 
 def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
@@ -156,13 +163,13 @@ def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
 
 
 def _set_counts(layer: Any) -> None:
-    """Layer 1's attention: two heads that share the start token's value among it and the marked tokens."""
+    """Layer 1's attention: three heads that share the start token's value among it and the marked tokens."""
     attention, size = layer.self_attn, layer.self_attn.head_dim
-    for head, unmarked in ((0, Dim.UNMARKED), (1, Dim.ROWLESS)):
+    for head, unmarked in ((0, Dim.UNMARKED), (1, Dim.ROWLESS), (2, Dim.UNMARKED)):
         slow = head * size + size // 2 - 1  # first half of the slowest pair
         attention.q_proj.weight[slow, Dim.VISUAL] = 1e3
         attention.q_proj.weight[slow, Dim.TEXT] = 1e2
-        attention.k_proj.weight[slow, unmarked] = -1e4 if head == 0 else -1e2
+        attention.k_proj.weight[slow, unmarked] = -1e2 if head == 1 else -1e4
         attention.v_proj.weight[head * size, Dim.START] = 1.0
     other = size // 2 - 2  # head 0, the next slowest pair: text doesn't count visual tokens
     attention.q_proj.weight[other, Dim.TEXT] = 1e3
@@ -180,8 +187,8 @@ def _calibrate(model: UnlimitedOcrForConditionalGeneration) -> None:
     language(inputs_embeds=start, use_cache=False)
     hook.remove()
     value = float(caught[0][0, 0, Dim.START])
-    layer.self_attn.o_proj.weight[Dim.LINES, 0] = 1 / value
-    layer.self_attn.o_proj.weight[Dim.ROWS, size] = 1 / value
+    for head, count in enumerate((Dim.LINES, Dim.ROWS, Dim.BOTH)):
+        layer.self_attn.o_proj.weight[count, head * size] = 1 / value
 
 
 def set_waves(layer: Any, steady: torch.Tensor) -> None:
@@ -224,3 +231,19 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
         ridge = 1e-6 * torch.eye(size, dtype=torch.float64) * basis.square().sum(0).mean()
         solved = torch.linalg.solve(basis.T @ basis + ridge, basis.T @ wanted)
         experts.down_proj[expert, code : code + CODE] = solved.T.float() / SHARE
+
+
+def set_last(layer: Any) -> None:
+    """Layer 1's shared experts: a step where 2 * BOTH - LINES rises above 0.
+
+    While line n of N is written (the prompt begins with a newline, so n newlines were counted), that is
+    (1 + n - N) / ((1 + n + N)(1 + n)): 0 on the last line but one, negative before.
+    """
+    shared = layer.mlp.shared_experts
+    # The two neurons' difference rises from 0 to 4.
+    for neuron, (height, sign) in enumerate(((-4.0, 1.0), (-8.0, -1.0))):
+        shared.gate_proj.weight[neuron, Dim.BOTH] = 2 * STEP
+        shared.gate_proj.weight[neuron, Dim.LINES] = -STEP
+        shared.gate_proj.weight[neuron, Dim.TEXT] = height * TEXT_SCALE
+        shared.up_proj.weight[neuron, Dim.TEXT] = TEXT_SCALE
+        shared.down_proj.weight[Dim.LAST, neuron] = sign / 4

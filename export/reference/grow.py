@@ -1,4 +1,7 @@
-"""Grows the young decoder: 32 hidden dimensions, a head in each layer, two layers in front; it computes what it did."""
+"""Grows the young decoder: 32 hidden dimensions, a head in each layer, two layers in front.
+
+It computes what it did, but for one old head of two layers, which compares lines from there on.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ GAINS = (3.0, 30.0, 90.0)
 the attention of the last three, which looks for the place on the page."""
 MATCH = 3.0
 """Weight by which the new head of each of the last three layers compares lines: about 20 in favour of the right one."""
+LINE_HEADS = ((1, 4), (1, 4), (4,))
+"""Heads of the last three layers that compare lines: the new one, and one of those that are told where to look."""
 PAIRS = ((2, 0), (0, 1), (1, 2))
 """Which wave is compared in which pair of the rotary embedding, from the slowest: longer waves bear less turning."""
 DISTANCE = 850
@@ -52,12 +57,14 @@ def grow(
             if "layers" in name:
                 gain = GAINS[0] if f"layers.{FRONT}." in name else GAINS[1]
                 parameter[Dim.LINE_CODE : Dim.ROW_CODE + CODE] = gain * rescale
+                parameter[Dim.LAST] = GAINS[1] * rescale
     language = _language(grown)
     _share_out(_language(young).layers[0].mlp, language.layers[FRONT].mlp)
     set_counters(grown, marks.written, marks.steady)
-    for layer in language.layers[-3:]:
+    for layer, heads in zip(language.layers[-3:], LINE_HEADS, strict=True):
         layer.input_layernorm.weight[Dim.LINE_CODE : Dim.LINE_CODE + CODE] = GAINS[2] * rescale
-        compare_lines(layer.self_attn, language.rotary_emb.inv_freq)
+        for head in heads:
+            compare_lines(layer.self_attn, language.rotary_emb.inv_freq, head)
     return grown
 
 
@@ -115,9 +122,9 @@ def _spread(name: str, parameter: torch.Tensor) -> None:
             parameter[OLD:].normal_(std=0.5 * OLD**-0.5)
 
 
-def compare_lines(attention: Any, frequencies: torch.Tensor) -> None:
-    """Have the new head score keys of the query's line, each wave in a slow pair of the rotary embedding."""
-    size, head = attention.head_dim, YOUNG_DECODER["num_attention_heads"]
+def compare_lines(attention: Any, frequencies: torch.Tensor, head: int) -> None:
+    """Have a head score keys of the query's line, each wave in a slow pair of the rotary embedding."""
+    size = attention.head_dim
     query, key = attention.q_proj.weight, attention.k_proj.weight
     for wave, slow in PAIRS:
         first = head * size + size // 2 - 1 - slow

@@ -17,8 +17,8 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 
 from export.reference.batches import Batch, Reading, View
 from export.reference.config import BLOCK, YOUNG_DECODER
-from export.reference.grow import FRONT, protect_counters
-from export.reference.targets import NOWHERE, SLOTS
+from export.reference.grow import FRONT, LINE_HEADS, protect_counters
+from export.reference.targets import NEWLINE, NOWHERE, SLOTS, looks_at_line, one_later, token_weights
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
 from rtprune.modes import TILE_SIDE
@@ -38,11 +38,8 @@ PLACE_HEADS = (
     "text_encoder",
     "view_encoder",
 )
-NEWLINE = 3 + ord("\n")
 PAD_ID = 2
 """As published."""
-LINE_WEIGHT = 6.0
-"""Of a line's first character in the text's loss of a grown model: there a reader loses its place."""
 
 
 class Trainee(nn.Module):
@@ -147,14 +144,14 @@ class Trainee(nn.Module):
         logits = self.model.lm_head(hidden)
         told, known = _shifted(reading), reading.answers != PAD_ID
         text = functional.cross_entropy(logits.transpose(1, 2), reading.answers, reduction="none")
-        weight = torch.where((told == NEWLINE) & self.grown, LINE_WEIGHT, 1.0) * known
+        weight = (token_weights(reading.answers, told) if self.grown else 1.0) * known
         text = (text * weight).sum() / weight.sum()
         with torch.no_grad():
             right = (logits.argmax(-1) == reading.answers)[known].float().mean()
         return {
             "text": text,
             "text_right": right,
-            "looks": self._look_loss(sequence, told, looks, attend.get("position_ids")),
+            "looks": self._look_loss(sequence, reading.answers, told, looks, attend.get("position_ids")),
             # Which lines and columns are left is another question on pruned pages.
             "places": self._place_loss(visual, view, looks)
             if reading.retentions is None and not self.grown
@@ -218,37 +215,56 @@ class Trainee(nn.Module):
         return {"slots": loss, "slots_right": right, "norms": norms}
 
     def _look_loss(
-        self, sequence: torch.Tensor, told: torch.Tensor, looks: torch.Tensor, positions: torch.Tensor | None
+        self,
+        sequence: torch.Tensor,
+        answers: torch.Tensor,
+        told: torch.Tensor,
+        looks: torch.Tensor,
+        positions: torch.Tensor | None,
     ) -> torch.Tensor:
         """Cross-entropy of the guided heads' attention against the visual token that they should look at.
 
-        That is the one with the next character; in the locating layer, the one with the last. `told` (B, L) is the
-        answer's token that each was given.
+        That is the one with the next character; in the locating layer, the one with the last. Heads that compare lines
+        (`grow.LINE_HEADS`) look at a line's last character for its end, and at nothing for a box. `told` (B, L) is
+        the answer's token that each was given.
         """
         total = sequence.shape[1]
         positions = torch.arange(total)[None] if positions is None else positions
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
-        after = torch.where(looks == NOWHERE, -100, looks + 1)  # BOS stands before the visual tokens
-        before = torch.cat([torch.full_like(after[:, :1], -100), after[:, :-1]], dim=1)
-        if self.grown:  # a newline counts as of the line that it begins
-            before = torch.where(told == NEWLINE, -100, before)
-        wanted = {LOCATING_LAYER: before} | dict.fromkeys(GUIDED_LAYERS, after)
-        return torch.stack([self._guide(layer, where, cos, sin) for layer, where in wanted.items()]).mean()
+        count = self.model.model.language_model.layers[0].self_attn.config.num_attention_heads
+        heads = [head for head in GUIDED_HEADS if head < count]
+        losses = []
+        for layer, line_heads in zip((LOCATING_LAYER, *GUIDED_LAYERS), LINE_HEADS, strict=True):
+            wanted = {}
+            for head in heads:
+                compares = self.grown and head in line_heads
+                where = looks_at_line(looks, answers, told) if compares else looks
+                if layer == LOCATING_LAYER:
+                    where = one_later(where)
+                    if self.grown:  # a newline counts as of the line that it begins
+                        where = torch.where(told == NEWLINE, NOWHERE, where)
+                # BOS stands before the visual tokens.
+                wanted[head] = torch.where(where == NOWHERE, -100, where + 1)
+            losses.append(self._guide(layer, wanted, cos, sin))
+        return torch.stack(losses).mean()
 
-    def _guide(self, layer: int, wanted: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _guide(
+        self, layer: int, wanted: dict[int, torch.Tensor], cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross-entropy of the attention of some heads of a layer; `wanted` (B, L) each, -100 for no matter where."""
         attention = self.model.model.language_model.layers[layer].self_attn
-        heads = [head for head in GUIDED_HEADS if head < attention.config.num_attention_heads]
+        heads = list(wanted)
         query, key = (
             torch.unflatten(self._caught[f"{name}{layer}"], -1, (-1, attention.head_dim))[:, :, heads]
             for name in "qk"
         )
         query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
-        length, total = wanted.shape[1], key.shape[2]
+        length, total = wanted[heads[0]].shape[1], key.shape[2]
         chosen = torch.randperm(length)[: -(-length // 2)]  # half of the answer says as much in half the time
         scores = query[:, :, -length:][:, :, chosen] @ key.transpose(2, 3) * attention.scaling
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)[chosen]
         scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)  # (B * heads * chosen, total)
-        spread = wanted[:, None, chosen].expand(-1, len(heads), -1).flatten()
+        spread = torch.stack(list(wanted.values()), dim=1)[:, :, chosen].flatten()
         return functional.cross_entropy(scores, spread, ignore_index=-100)
 
 

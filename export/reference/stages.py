@@ -206,4 +206,26 @@ STAGES = (
         warmup=50,
         grows=True,
     ),
+    Stage(
+        "exact",
+        4300,
+        (1e-3, 1e-5),
+        (
+            *aligned((0.07, TINY, 0.8), (0.12, SMALL, 0.8), (0.20, BASE, 0.8), (0.20, LARGE, 0.8)),
+            *aligned((0.11, tiled(2, 2, 4), 0.8), (0.14, tiled(2, 3, 3), 0.8), (0.15, tiled(3, 2, 3), 0.8)),
+            Share(0.01, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+        ),
+        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        warmup=50,
+    ),
+    Stage(
+        "boxes",
+        720,
+        (5e-4, 1e-5),
+        (
+            *aligned((0.05, TINY, 0.7), (0.06, SMALL, 0.7), (0.08, BASE, 0.8), (0.21, LARGE, 0.85)),
+            *aligned((0.19, tiled(2, 2, 4), 0.9), (0.21, tiled(2, 3, 3), 0.9), (0.20, tiled(3, 2, 3), 0.9)),
+        ),
+        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+    ),
 )

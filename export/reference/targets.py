@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from export.reference.config import BLOCK
 from export.reference.page import Page
-from export.reference.tokenizer import EOS, token_id
+from export.reference.tokenizer import EOS, build_tokenizer, token_id
 
 FREE = "<image>\nFree OCR."
 GROUNDED = "<image>\n<|grounding|>Convert the document to markdown."
 SLOTS = (2, 4)
 """Most lines and characters of a line whose centres fall into one token, for cells of at least 16 x 32 pixels."""
 NOWHERE = -1
+NEWLINE, END_ID = 3 + ord("\n"), 1
+DET, DET_END = (token_id(build_tokenizer(), name) for name in ("<|det|>", "<|/det|>"))
+LINE_WEIGHT, END_WEIGHT, EDGE_WEIGHT = 6.0, 3.0, 8.0
+"""What `token_weights` gives to a line's first character and the page's end, to a line's end, and to a box's digits:
+there a reader loses its place."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,6 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
     """
     token_rows, token_columns = grid.cell_tokens(page)
     token_columns_list, token_rows_list = token_columns.tolist(), token_rows.tolist()
-    newline = 3 + ord("\n")
     ids: list[int] = []
     looks: list[int] = []
 
@@ -66,7 +71,7 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
     end = 0
     for number, (block, rows) in enumerate(zip(page.blocks, page.rows, strict=True)):
         if number:
-            ids += [newline, newline]
+            ids += [NEWLINE, NEWLINE]
             looks += [look(page.rows[number - 1][-1], end), look(rows[0], page.indent)]
         if grounded:
             # An edge's digits look at a character that touches that edge.
@@ -84,7 +89,7 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
                 looks += [where] * len(part_ids)
         for index, (line, row) in enumerate(zip(block, rows, strict=True)):
             if index:
-                ids.append(newline)
+                ids.append(NEWLINE)
                 looks.append(look(rows[index - 1], end))
             for column, character in enumerate(line, page.indent):
                 encoded = character.encode()
@@ -94,3 +99,30 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
     ids.append(token_id(tokenizer, EOS))
     looks.append(NOWHERE)
     return ids, looks
+
+
+def token_weights(answers: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """Return what each token of the answers (B, L) weighs in the loss; `told` (B, L) are the tokens before."""
+    digits = _inside_boxes(answers) & (answers >= 3 + ord("0")) & (answers <= 3 + ord("9"))
+    weights = torch.where(digits, EDGE_WEIGHT, 1.0)
+    weights = torch.where(answers == NEWLINE, END_WEIGHT, weights)
+    return torch.where((told == NEWLINE) | (answers == END_ID), LINE_WEIGHT, weights)
+
+
+def looks_at_line(looks: torch.Tensor, answers: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """Say where a head looks that compares lines: a blank token has no line, a box's edges may stand in other lines.
+
+    So a line's end looks at the line's last character, and nothing is wanted in a box. All are (B, L).
+    """
+    ends = (answers == NEWLINE) & (told != NEWLINE)
+    return torch.where(_inside_boxes(answers), NOWHERE, torch.where(ends, one_later(looks), looks))
+
+
+def one_later(looks: torch.Tensor) -> torch.Tensor:
+    """Move looks (B, L) one place to the right; the first looks nowhere."""
+    return torch.cat([torch.full_like(looks[:, :1], NOWHERE), looks[:, :-1]], dim=1)
+
+
+def _inside_boxes(answers: torch.Tensor) -> torch.Tensor:
+    opened, shut = ((answers == edge).cumsum(1) for edge in (DET, DET_END))
+    return opened > shut

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from export.reference import grow as growing
+from export.reference import losses
 from export.reference.batches import View, batches
 from export.reference.checkpoint import load_checkpoint, new_model
 from export.reference.config import DECODER, YOUNG_DECODER
@@ -18,7 +19,7 @@ from export.reference.targets import NOWHERE
 from export.reference.thinning import thin
 from export.reference.tokenizer import build_tokenizer
 from export.reference.train import ATTENTION
-from export.reference.written import fit_steady, fit_written
+from export.reference.written import Kind, fit_steady, fit_written
 
 TOKENIZER = build_tokenizer()
 NEWLINE, SHUT = 3 + ord("\n"), TOKENIZER.token_to_id("<|/det|>")
@@ -96,6 +97,10 @@ def test_lines_and_rows_are_counted_exactly(shipped, view, grounded, retention):
         state_of_text = state[tokens.shape[1] :][: len(text)]
         assert (1 / state_of_text[:, Dim.LINES] - 1 - ends).abs().max() < 0.25
         assert likeness(state_of_text, Dim.LINE_CODE, ends).min() > 0.9
+        assert (1 / state_of_text[:, Dim.BOTH] - 1 - ends - len(present)).abs().max() < 0.25
+        last = state_of_text[:, Dim.LAST]
+        assert (last[ends >= len(present)] > 0.9).all()
+        assert (last[ends < len(present)].abs() < 0.1).all()
         if retention is None:
             row = torch.tensor([i // (columns + 1) for i in seen])
             assert (1 / state[at, Dim.ROWS] - 1 - row).abs().max() < 0.25
@@ -140,6 +145,9 @@ def test_growing_changes_nothing_but_what_the_counters_add(monkeypatch):
         core.image_newline[Dim.VISUAL] = core.view_separator[Dim.VISUAL] = 1e-3
 
     monkeypatch.setattr(growing, "set_counters", only_marks)
+    monkeypatch.setattr(losses, "token_weights", lambda answers, _told: torch.ones(answers.shape))
+    # An old head that compares lines forgets what it compared.
+    monkeypatch.setattr(growing, "LINE_HEADS", ((YOUNG_DECODER["num_attention_heads"],),) * 3)
     grown = growing.grow(young, Marks(torch.zeros(0), torch.zeros(0)), ATTENTION)
     batch = next(batches(np.random.default_rng(0), View(512, 2), Recipe(margin=2), True, TOKENIZER, pool=1))
     with torch.no_grad():
@@ -147,14 +155,15 @@ def test_growing_changes_nothing_but_what_the_counters_add(monkeypatch):
     assert after == pytest.approx(before, rel=1e-3)
 
 
-def test_written_tokens_are_told_from_others():
+def test_written_tokens_are_told_from_blank_and_small_ones():
     generator = torch.Generator().manual_seed(0)
-    written = torch.rand(4000, generator=generator) < 0.4
+    kinds = torch.randint(len(Kind), (4000,), generator=generator)
     features = torch.randn(4000, 32, generator=generator)
-    features[:, 3] += 6.0 * written  # what tells them apart stands among noise
-    weight = fit_written(features[:3000], written[:3000])
+    features[:, 3] += 6.0 * (kinds != Kind.BLANK)  # what tells them apart stands among noise
+    features[:, 4] -= 8.0 * (kinds == Kind.SMALL)
+    weight = fit_written(features[:3000], kinds[:3000])
     told = torch.cat([features, torch.ones(4000, 1)], dim=1)[3000:] @ weight
-    right = (told > 0) == written[3000:]
+    right = (told > 0) == (kinds[3000:] == Kind.WRITTEN)
     assert right.float().mean() > 0.98
 
 

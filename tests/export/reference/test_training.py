@@ -1,6 +1,7 @@
 """Training: targets point at the right tokens, it sees what serving sees, its pruning is the server's, it resumes."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,7 +14,20 @@ from export.reference.evaluate import model_inputs
 from export.reference.losses import Trainee
 from export.reference.page import Recipe, random_page
 from export.reference.stages import STAGES, Share, Stage
-from export.reference.targets import FREE, GROUNDED, NOWHERE, TokenGrid, answer, slot_classes
+from export.reference.targets import (
+    EDGE_WEIGHT,
+    END_WEIGHT,
+    FREE,
+    GROUNDED,
+    LINE_WEIGHT,
+    NEWLINE,
+    NOWHERE,
+    TokenGrid,
+    answer,
+    looks_at_line,
+    slot_classes,
+    token_weights,
+)  # fmt: skip
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
 from export.reference.tokenizer import build_tokenizer
@@ -23,7 +37,7 @@ from rtprune.settings import Settings
 from rtprune.views import make_views
 
 TOKENIZER = build_tokenizer()
-REF, DET_END = (TOKENIZER.token_to_id(name) for name in ("<|ref|>", "<|/det|>"))
+REF, DET, DET_END = (TOKENIZER.token_to_id(name) for name in ("<|ref|>", "<|det|>", "<|/det|>"))
 WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3)
 
 
@@ -81,6 +95,36 @@ def page_shows_text_in(page, row, column):
         for line, line_row in zip(block, rows, strict=True)
         for place in range(page.indent, page.indent + len(line))
     )
+
+
+@pytest.mark.parametrize("grounded", [False, True])
+def test_lines_and_boxes_weigh_more_and_lines_are_kept_to(grounded):
+    page = random_page(np.random.default_rng(5), (512, 640), Recipe(margin=2))
+    grid = TokenGrid(8, 10)
+    ids, looks = (torch.tensor([part]) for part in answer(page, grid, grounded, TOKENIZER))
+    told = torch.cat([torch.tensor([[3]]), ids[:, :-1]], dim=1)
+    weights, lines = token_weights(ids, told)[0].tolist(), looks_at_line(looks, ids, told)[0]
+    boxed = digits = 0
+    for index, token in enumerate(ids[0].tolist()):
+        boxed += (token == DET) - (token == DET_END)
+        digit = boxed and chr(max(0, token - 3)).isdigit()
+        digits += bool(digit)
+        if (index and ids[0, index - 1] == NEWLINE) or index == ids.shape[1] - 1:
+            assert weights[index] == LINE_WEIGHT
+        else:
+            assert weights[index] == (END_WEIGHT if token == NEWLINE else EDGE_WEIGHT if digit else 1.0)
+        if boxed:
+            assert lines[index] == NOWHERE
+        elif token == NEWLINE and ids[0, index - 1] not in (NEWLINE, DET_END):
+            assert lines[index] == looks[0, index - 1] != NOWHERE
+        elif token != NEWLINE:
+            assert lines[index] == looks[0, index]
+    assert (digits > 0) == grounded
+    # Every look keeps to the line that is written: rows never go back, and change where a newline was told.
+    kept = [(index, int(look) // 9) for index, look in enumerate(lines) if look != NOWHERE]
+    for (before, row), (after, next_row) in itertools.pairwise(kept):
+        crossed = bool((told[0, before + 1 : after + 1] == NEWLINE).any())
+        assert next_row == row or (next_row > row and crossed)
 
 
 def test_slots_hold_every_character_of_the_page_once():
