@@ -31,6 +31,7 @@ class Stage:
     warmup: int = 0
     positions: bool = False  # begins with `add_positions`
     grows: bool = False  # begins with `grow`, if that was not done; from then on the encoder is left as it is
+    averages: bool = False  # ends with the mean of the weights before and after it
 
 
 LATTICE = Recipe()
@@ -227,5 +228,6 @@ STAGES = (
             *aligned((0.19, tiled(2, 2, 4), 0.9), (0.21, tiled(2, 3, 3), 0.9), (0.20, tiled(3, 2, 3), 0.9)),
         ),
         loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        averages=True,
     ),
 )

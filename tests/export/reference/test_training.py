@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.reference import written
 from export.reference.batches import Reading, View, batches, page_pool, pooled_batches
 from export.reference.checkpoint import new_model, save_checkpoint
 from export.reference.config import BLOCK, DECODER, YOUNG_DECODER
@@ -289,7 +290,9 @@ def test_a_run_learns_and_resumes(tmp_path):
         assert all(torch.equal(state[key], again.optimizer.state[b][key]) for key in state)
 
 
-def test_a_run_grows_and_resumes(tmp_path):
+def test_a_run_grows_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(written, "ROUNDS", 1)
+    monkeypatch.setattr(written, "VIEWS", (View(512, 4), View(1024, 2, tiles=(2, 2))))
     pages = (Share(1.0, View(256, 4, fresh=0.5), Recipe(margin=2)),)
     stage = Stage("lines", 3, (1e-3, 1e-3), pages, loss_weights=(1.0, 0.0, 1.0, 0.0, 0.0), grows=True)
     first = Run(tmp_path / "run", 0)
@@ -302,6 +305,36 @@ def test_a_run_grows_and_resumes(tmp_path):
     assert (again.done, again.trainee.grown) == ({"lines": 3}, True)
     for (name, a), b in zip(first.trainee.named_parameters(), again.trainee.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_stage_that_averages_ends_between_its_beginning_and_its_end(tmp_path):
+    shares = (Share(1.0, View(256, 4), Recipe(noise=0.0)),)
+    plain = Stage(STAGES[0].name, 4, (2e-3, 2e-3), shares)
+    ends = []
+    for name, averages in (("plain", False), ("mean", True)):
+        run = Run(tmp_path / name, 0)
+        before = {n: p.detach().clone() for n, p in run.trainee.named_parameters()}
+        torch.manual_seed(0)
+        run.train(dataclasses.replace(plain, averages=averages))
+        ends.append({n: p.detach() for n, p in Run(tmp_path / name, 0).trainee.named_parameters()})
+    for name, start in before.items():
+        torch.testing.assert_close(ends[1][name], (start + ends[0][name]) / 2, msg=name)
+
+
+def test_a_stage_that_averages_remembers_its_beginning_when_it_is_interrupted(tmp_path):
+    shares = (Share(1.0, View(256, 4), Recipe(noise=0.0)),)
+    stage = Stage(STAGES[0].name, 3, (2e-3, 2e-3), shares, averages=True)
+    first = Run(tmp_path, 0)
+    before = {n: p.detach().clone() for n, p in first.trainee.named_parameters()}
+    first.stop = True  # as after SIGTERM: saves and leaves after the step under way
+    with pytest.raises(SystemExit):
+        first.train(stage)
+    again = Run(tmp_path, 0)
+    assert again.done == {stage.name: 1}
+    assert all(torch.equal(again.before[name], tensor) for name, tensor in before.items())
+    again.train(stage)
+    assert not again.before
+    assert not Run(tmp_path, 0).before
 
 
 @pytest.mark.parametrize("decoder", [YOUNG_DECODER, DECODER], ids=["young", "grown"])
