@@ -24,7 +24,7 @@ from scipy.optimize import linprog
 from torch.nn import functional
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-from export.reference.tokenizer import build_tokenizer, token_id
+from export.reference.targets import DET_END, NEWLINE
 
 LINE_PERIODS, ROW_PERIODS = (4, 3, 5, 48), (4, 8, 16, 48)
 """Lines or rows after which a wave repeats. Lines are compared: waves of 3, 4 and 5 agree in neighbours least."""
@@ -92,12 +92,12 @@ def set_counters(
     tokens = core.language_model.embed_tokens.weight
     tokens[:, :FIRST] *= TEXT_SCALE / tokens[:, :FIRST].square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
     tokens[:, FIRST:] = 0
-    newline, start, shut = 3 + ord("\n"), 0, token_id(build_tokenizer(), "<|/det|>")
+    start = 0
     tokens[:, Dim.TEXT], tokens[:, Dim.ROWLESS] = 1.0, 1.0
     tokens[start, Dim.ROWLESS] = 0.0
     tokens[:, Dim.ENDING], tokens[:, Dim.SHUTS] = -1.5, -1.5
-    tokens[[newline, start], Dim.ENDING] = 1.5
-    tokens[[newline, shut], Dim.SHUTS] = 1.5
+    tokens[[NEWLINE, start], Dim.ENDING] = 1.5
+    tokens[[NEWLINE, DET_END], Dim.SHUTS] = 1.5
     tokens[start, Dim.START] = 4.0
     weight, bias = core.multi_modal_projector.weight, core.multi_modal_projector.bias
     weight[FIRST:], bias[FIRST:] = 0, 0

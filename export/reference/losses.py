@@ -233,12 +233,11 @@ class Trainee(nn.Module):
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
         count = self.model.model.language_model.layers[0].self_attn.config.num_attention_heads
         heads = [head for head in GUIDED_HEADS if head < count]
-        losses = []
+        kept, losses = looks_at_line(looks, answers, told), []
         for layer, line_heads in zip((LOCATING_LAYER, *GUIDED_LAYERS), LINE_HEADS, strict=True):
             wanted = {}
             for head in heads:
-                compares = self.grown and head in line_heads
-                where = looks_at_line(looks, answers, told) if compares else looks
+                where = kept if self.grown and head in line_heads else looks
                 if layer == LOCATING_LAYER:
                     where = one_later(where)
                     if self.grown:  # a newline counts as of the line that it begins

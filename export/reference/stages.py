@@ -60,6 +60,15 @@ def aligned(*shares: tuple[float, View, float]) -> tuple[Share, ...]:
     return tuple(Share(weight, view, ALIGNED, grounded) for weight, view, grounded in shares)
 
 
+SERVED = (TINY, SMALL, BASE, LARGE, tiled(2, 2, 4), tiled(2, 3, 3), tiled(3, 2, 3))
+"""The views of every mode, gundam's last."""
+
+
+def everywhere(weights: tuple[float, ...], grounded: tuple[float, ...]) -> tuple[Share, ...]:
+    """Shares of pages on the grid in each view of `SERVED`."""
+    return aligned(*zip(weights, SERVED, grounded, strict=True))
+
+
 STAGES = (
     Stage("lattice", 300, (2e-3, 2e-3), (Share(1.0, View(448, 16), LATTICE),), warmup=100),
     Stage(
@@ -177,8 +186,7 @@ STAGES = (
         1350,
         (1.2e-3, 2e-5),
         (
-            *aligned((0.16, TINY, 0.4), (0.20, SMALL, 0.4), (0.30, BASE, 0.4), (0.13, LARGE, 0.3)),
-            *aligned((0.07, tiled(2, 2, 4), 0.3), (0.06, tiled(2, 3, 3), 0.3), (0.05, tiled(3, 2, 3), 0.3)),
+            *everywhere((0.16, 0.20, 0.30, 0.13, 0.07, 0.06, 0.05), (0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3)),
             Share(0.06, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
         loss_weights=READING,
@@ -188,8 +196,7 @@ STAGES = (
         6700,
         (1.1e-3, 2e-5),
         (
-            *aligned((0.04, TINY, 0.4), (0.07, SMALL, 0.4), (0.15, BASE, 0.4), (0.22, LARGE, 0.35)),
-            *aligned((0.13, tiled(2, 2, 4), 0.3), (0.18, tiled(2, 3, 3), 0.3), (0.18, tiled(3, 2, 3), 0.3)),
+            *everywhere((0.04, 0.07, 0.15, 0.22, 0.13, 0.18, 0.18), (0.4, 0.4, 0.4, 0.35, 0.3, 0.3, 0.3)),
             Share(0.03, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
         loss_weights=(1.5, 0.3, 1.0, 0.2, 2.0),
@@ -199,8 +206,7 @@ STAGES = (
         2750,
         (1.2e-3, 1e-5),
         (
-            *aligned((0.07, TINY, 0.45), (0.09, SMALL, 0.45), (0.20, BASE, 0.45), (0.22, LARGE, 0.45)),
-            *aligned((0.12, tiled(2, 2, 4), 0.4), (0.14, tiled(2, 3, 3), 0.4), (0.14, tiled(3, 2, 3), 0.4)),
+            *everywhere((0.07, 0.09, 0.20, 0.22, 0.12, 0.14, 0.14), (0.45, 0.45, 0.45, 0.45, 0.4, 0.4, 0.4)),
             Share(0.02, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
         loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
@@ -212,8 +218,7 @@ STAGES = (
         4300,
         (1e-3, 1e-5),
         (
-            *aligned((0.07, TINY, 0.8), (0.12, SMALL, 0.8), (0.20, BASE, 0.8), (0.20, LARGE, 0.8)),
-            *aligned((0.11, tiled(2, 2, 4), 0.8), (0.14, tiled(2, 3, 3), 0.8), (0.15, tiled(3, 2, 3), 0.8)),
+            *everywhere((0.07, 0.12, 0.20, 0.20, 0.11, 0.14, 0.15), (0.8,) * 7),
             Share(0.01, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
         ),
         loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
@@ -223,10 +228,7 @@ STAGES = (
         "boxes",
         720,
         (5e-4, 1e-5),
-        (
-            *aligned((0.05, TINY, 0.7), (0.06, SMALL, 0.7), (0.08, BASE, 0.8), (0.21, LARGE, 0.85)),
-            *aligned((0.19, tiled(2, 2, 4), 0.9), (0.21, tiled(2, 3, 3), 0.9), (0.20, tiled(3, 2, 3), 0.9)),
-        ),
+        everywhere((0.05, 0.06, 0.08, 0.21, 0.19, 0.21, 0.20), (0.7, 0.7, 0.8, 0.85, 0.9, 0.9, 0.9)),
         loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
         averages=True,
     ),

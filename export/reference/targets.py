@@ -18,8 +18,9 @@ GROUNDED = "<image>\n<|grounding|>Convert the document to markdown."
 SLOTS = (2, 4)
 """Most lines and characters of a line whose centres fall into one token, for cells of at least 16 x 32 pixels."""
 NOWHERE = -1
-NEWLINE, END_ID = 3 + ord("\n"), 1
-DET, DET_END = (token_id(build_tokenizer(), name) for name in ("<|det|>", "<|/det|>"))
+NEWLINE = 3 + ord("\n")
+_TOKENIZER = build_tokenizer()
+DET, DET_END, END_ID = (token_id(_TOKENIZER, name) for name in ("<|det|>", "<|/det|>", EOS))
 LINE_WEIGHT, END_WEIGHT, EDGE_WEIGHT = 6.0, 3.0, 8.0
 """What `token_weights` gives to a line's first character and the page's end, to a line's end, and to a box's digits:
 there a reader loses its place."""
@@ -96,7 +97,7 @@ def answer(page: Page, grid: TokenGrid, grounded: bool, tokenizer: Tokenizer) ->
                 ids += [3 + byte for byte in encoded]
                 looks += [look(row, column)] * len(encoded)
             end = page.indent + len(line)
-    ids.append(token_id(tokenizer, EOS))
+    ids.append(END_ID)
     looks.append(NOWHERE)
     return ids, looks
 

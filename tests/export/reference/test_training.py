@@ -28,7 +28,7 @@ from export.reference.targets import (
     looks_at_line,
     slot_classes,
     token_weights,
-)  # fmt: skip
+)
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
 from export.reference.tokenizer import build_tokenizer
