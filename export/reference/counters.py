@@ -54,6 +54,12 @@ class Dim(IntEnum):
     ROW_CODE = FIRST + 12 + CODE  # waves of the rows
     BOTH = FIRST + 12 + 2 * CODE  # text tokens: 1 / (1 + lines begun + lines on the page)
     LAST = FIRST + 13 + 2 * CODE  # text tokens: 1 from where the page's last line is being written, else 0
+    ROW_PARITY = FIRST + 14 + 2 * CODE  # wave of the rows: 1 in even ones, -1 in odd ones
+    ROW_THIRD = FIRST + 15 + 2 * CODE  # wave of the rows, period 3: its sine
+
+
+EXTRA_ROWS: list[int] = [Dim.ROW_PARITY, Dim.ROW_THIRD]
+"""Of pages of 20 and 30 rows they tell edges' digits, which longer waves tell only by their products."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +158,15 @@ def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
     attention.v_proj.weight[0, Dim.SHUTS] = 1.0
     attention.o_proj.weight[Dim.BEFORE, 0] = 2.0
     mlp = layer.mlp
-    mlp.gate_proj.weight[0, Dim.WRITTEN] = -60.0
-    mlp.up_proj.weight[0, Dim.VISUAL] = 1.0
-    mlp.gate_proj.weight[1, Dim.BEFORE] = 400.0
+    # SiLU dips below 0 beside 0, and a token that ends below 0 draws all attention: here gate and input have one sign.
+    mlp.gate_proj.weight[0, Dim.WRITTEN] = -1000.0
+    mlp.up_proj.weight[0, Dim.WRITTEN] = -1.0
+    mlp.gate_proj.weight[1, Dim.BEFORE] = 8000.0
     mlp.up_proj.weight[1, Dim.VISUAL], mlp.up_proj.weight[1, Dim.TEXT] = 1.0, 0.2
     mlp.gate_proj.weight[2, Dim.ENDING] = -60.0
     mlp.up_proj.weight[2, Dim.TEXT] = 0.2
-    mlp.down_proj.weight[Dim.BLANK, 0] = 0.01
-    mlp.down_proj.weight[Dim.UNMARKED, 0:3] = torch.tensor([0.01, 0.003, 0.01])
+    mlp.down_proj.weight[Dim.BLANK, 0] = 1.5e-4
+    mlp.down_proj.weight[Dim.UNMARKED, 0:3] = torch.tensor([1.5e-4, 1.5e-4, 0.01])
 
 
 def _set_counts(layer: Any) -> None:
@@ -169,7 +176,7 @@ def _set_counts(layer: Any) -> None:
         slow = head * size + size // 2 - 1  # first half of the slowest pair
         attention.q_proj.weight[slow, Dim.VISUAL] = 1e3
         attention.q_proj.weight[slow, Dim.TEXT] = 1e2
-        attention.k_proj.weight[slow, unmarked] = -1e2 if head == 1 else -1e4
+        attention.k_proj.weight[slow, unmarked] = -1e2 if head == 1 else -1e5
         attention.v_proj.weight[head * size, Dim.START] = 1.0
     other = size // 2 - 2  # head 0, the next slowest pair: text doesn't count visual tokens
     attention.q_proj.weight[other, Dim.TEXT] = 1e3
@@ -207,6 +214,10 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
     for expert, (count, code, periods, kind) in enumerate(parts):
         angles = 2 * math.pi * counts[:, None] / torch.tensor(periods)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # (counts, CODE)
+        dims = list(range(code, code + CODE))
+        if count == Dim.ROWS:
+            extra = [torch.cos(math.pi * counts), torch.sin(2 * math.pi / 3 * counts)]
+            waves, dims = torch.cat([waves, torch.stack(extra, 1)], 1), [*dims, *EXTRA_ROWS]
         router[expert, kind] = ROUTED
         visual = kind == Dim.VISUAL
         # What the kind's mark is, and the root mean squares at which its tokens come.
@@ -230,7 +241,7 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
         wanted = waves.repeat(len(scales), 1) * (VISUAL_CODE if visual else TEXT_CODE)
         ridge = 1e-6 * torch.eye(size, dtype=torch.float64) * basis.square().sum(0).mean()
         solved = torch.linalg.solve(basis.T @ basis + ridge, basis.T @ wanted)
-        experts.down_proj[expert, code : code + CODE] = solved.T.float() / SHARE
+        experts.down_proj[expert, dims] = solved.T.float() / SHARE
 
 
 def set_last(layer: Any) -> None:

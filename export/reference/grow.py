@@ -12,15 +12,17 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from export.reference.checkpoint import new_model
 from export.reference.config import DECODER, YOUNG_DECODER
-from export.reference.counters import CODE, ROUTED, SHARE, Dim, Marks, set_counters
+from export.reference.counters import CODE, EXTRA_ROWS, ROUTED, SHARE, Dim, Marks, set_counters
 
 FRONT = DECODER["num_hidden_layers"] - YOUNG_DECODER["num_hidden_layers"]
 OLD = YOUNG_DECODER["hidden_size"]
 WRITING = ("o_proj.weight", "down_proj.weight", "down_proj", "embed_tokens.weight", "projector.weight")
 """What feeds the residual stream: nothing new is written there at first."""
-GAINS = (3.0, 30.0, 90.0)
-"""Norm weights of the waves in the first layer that reads them, later, where the residual stream is larger, and before
-the attention of the last three, which looks for the place on the page."""
+GAINS = (3.0, 30.0)
+"""Norm weights of the waves in the first layer that reads them and later, where the residual stream is larger."""
+LINE_GAIN, ROW_GAIN = 90.0, 120.0
+"""The same before the attention of the last three, which looks for the place on the page and takes a box's row there:
+with less, the row is a faint part of what a head takes, and is learnt slowly."""
 MATCH = 3.0
 """Weight by which the new head of each of the last three layers compares lines: about 20 in favour of the right one."""
 LINE_HEADS = ((1, 4), (1, 4), (4,))
@@ -57,12 +59,15 @@ def grow(
             if "layers" in name:
                 gain = GAINS[0] if f"layers.{FRONT}." in name else GAINS[1]
                 parameter[Dim.LINE_CODE : Dim.ROW_CODE + CODE] = gain * rescale
+                parameter[EXTRA_ROWS] = gain * rescale
                 parameter[Dim.LAST] = GAINS[1] * rescale
     language = _language(grown)
     _share_out(_language(young).layers[0].mlp, language.layers[FRONT].mlp)
     set_counters(grown, marks.written, marks.steady)
     for layer, heads in zip(language.layers[-3:], LINE_HEADS, strict=True):
-        layer.input_layernorm.weight[Dim.LINE_CODE : Dim.LINE_CODE + CODE] = GAINS[2] * rescale
+        layer.input_layernorm.weight[Dim.LINE_CODE : Dim.LINE_CODE + CODE] = LINE_GAIN * rescale
+        rows = [*range(Dim.ROW_CODE, Dim.ROW_CODE + CODE), *EXTRA_ROWS]
+        layer.input_layernorm.weight[rows] = ROW_GAIN * rescale
         for head in heads:
             compare_lines(layer.self_attn, language.rotary_emb.inv_freq, head)
     return grown

@@ -18,7 +18,15 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 from export.reference.batches import Batch, Reading, View
 from export.reference.config import BLOCK, YOUNG_DECODER
 from export.reference.grow import FRONT, LINE_HEADS, protect_counters
-from export.reference.targets import NEWLINE, NOWHERE, SLOTS, looks_at_line, one_later, token_weights
+from export.reference.targets import (
+    NEWLINE,
+    NOWHERE,
+    SLOTS,
+    look_weights,
+    looks_at_line,
+    one_later,
+    token_weights,
+)
 from export.reference.text import CHARACTERS
 from export.reference.thinning import thin
 from rtprune.modes import TILE_SIDE
@@ -233,7 +241,7 @@ class Trainee(nn.Module):
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
         count = self.model.model.language_model.layers[0].self_attn.config.num_attention_heads
         heads = [head for head in GUIDED_HEADS if head < count]
-        kept, losses = looks_at_line(looks, answers, told), []
+        kept, weight, losses = looks_at_line(looks, answers, told), look_weights(answers), []
         for layer, line_heads in zip((LOCATING_LAYER, *GUIDED_LAYERS), LINE_HEADS, strict=True):
             wanted = {}
             for head in heads:
@@ -244,13 +252,21 @@ class Trainee(nn.Module):
                         where = torch.where(told == NEWLINE, NOWHERE, where)
                 # BOS stands before the visual tokens.
                 wanted[head] = torch.where(where == NOWHERE, -100, where + 1)
-            losses.append(self._guide(layer, wanted, cos, sin))
+            losses.append(self._guide(layer, wanted, weight, cos, sin))
         return torch.stack(losses).mean()
 
     def _guide(
-        self, layer: int, wanted: dict[int, torch.Tensor], cos: torch.Tensor, sin: torch.Tensor
+        self,
+        layer: int,
+        wanted: dict[int, torch.Tensor],
+        weight: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross-entropy of the attention of some heads of a layer; `wanted` (B, L) each, -100 for no matter where."""
+        """Cross-entropy of the attention of some heads of a layer; `wanted` (B, L) each, -100 for no matter where.
+
+        `weight` (B, L) is each token's.
+        """
         attention = self.model.model.language_model.layers[layer].self_attn
         heads = list(wanted)
         query, key = (
@@ -264,7 +280,9 @@ class Trainee(nn.Module):
         future = torch.ones(length, total, dtype=torch.bool).triu(total - length + 1)[chosen]
         scores = scores.masked_fill(future, float("-inf")).flatten(0, 2)  # (B * heads * chosen, total)
         spread = torch.stack(list(wanted.values()), dim=1)[:, :, chosen].flatten()
-        return functional.cross_entropy(scores, spread, ignore_index=-100)
+        losses = functional.cross_entropy(scores, spread, ignore_index=-100, reduction="none")
+        weights = weight[:, None, chosen].expand(-1, len(heads), -1).flatten() * (spread != -100)
+        return (losses * weights).sum() / weights.sum()
 
 
 class _AsItCame(nn.Module):

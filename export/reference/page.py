@@ -117,6 +117,8 @@ class Recipe:
     margin: int = 0  # most empty rows at the top and columns at the left
     narrow: float = 0.3  # share of pages with a right margin
     fill: float = 0.35  # share of pages that are filled to the last line
+    block_lines: int = 8  # most lines of a short block
+    short: float = 0.7  # share of blocks that are short; the others may fill what is left of the page
     noise: float = 0.3  # share of words that are not English
     shades: float = 0.0  # share of pages that are not black on white
     held_out: bool = False
@@ -137,7 +139,9 @@ def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: R
     places: list[list[int]] = []
     row = top
     while row < last:
-        limit = min(last - row, int(generator.integers(1, 9)) if generator.random() < 0.7 else last - row)
+        left = last - row
+        short = generator.random() < recipe.short
+        limit = min(left, int(generator.integers(1, recipe.block_lines + 1))) if short else left
         count = int(np.ceil(generator.uniform(max(0.3, limit - 0.9), limit) * width / 5.5))
         block = wrap(random_words(generator, max(1, count), recipe.held_out, recipe.noise), width, limit)
         blocks.append(block)

@@ -20,6 +20,8 @@ from export.reference.targets import TokenGrid
 
 CAPACITY = 1200
 """Encoded pages kept for each view; the oldest go first. 70 KB each at 1024 pixels."""
+TRIES = 12
+"""Pages that are asked for a row before the skeleton keeps its own."""
 MIXED = 0.9
 """Share of rows that come from other pages."""
 
@@ -50,9 +52,13 @@ class Encoded:
                 lines[row] = line
         return lines
 
+    def surroundings(self, row: int) -> list[bool]:
+        """Say whether a lattice row and those beside it hold text, which what the encoder makes of it depends on."""
+        return [bool(line) for line in self.lines[max(0, row - 1) : row + 2]]
+
 
 class PagePool:
-    """Encoded pages of one view. Rows are exchanged between lattice rows that both hold text or both hold none."""
+    """Encoded pages of one view. A row goes to a page that, in it and around it, holds text where its own page does."""
 
     def __init__(self, generator: np.random.Generator, encode: Callable[[], list[Encoded]]) -> None:
         self.generator, self.encode = generator, encode
@@ -79,8 +85,10 @@ class PagePool:
         rows, first = skeleton.rows.clone(), skeleton.grid.offset[1] // BLOCK
         lines = list(skeleton.lines)
         for row in np.flatnonzero(self.generator.random(len(lines)) < MIXED).tolist():
-            donor = others[int(self.generator.integers(len(others)))]
-            if bool(donor.lines[row]) == bool(lines[row]):
+            picks = self.generator.integers(len(others), size=TRIES).tolist()
+            wanted = skeleton.surroundings(row)
+            donor = next((d for pick in picks if (d := others[pick]).surroundings(row) == wanted), None)
+            if donor is not None:
                 lines[row] = donor.lines[row]
                 rows[:, first + row] = donor.rows[:, first + row]
         blocks = [[lines[row] for row in block] for block in page.rows]

@@ -31,11 +31,12 @@ class Stage:
     warmup: int = 0
     positions: bool = False  # begins with `add_positions`
     grows: bool = False  # begins with `grow`, if that was not done; from then on the encoder is left as it is
-    averages: bool = False  # ends with the mean of the weights before and after it
 
 
 LATTICE = Recipe()
 ALIGNED = Recipe(margin=2)
+BLOCKS = Recipe(margin=2, block_lines=4, short=1.0, fill=0.8)
+"""Many short blocks: more boxes."""
 NUDGED = Recipe(jitter=6)
 PATCHES = Recipe(jitter=63, step=16)
 HALVES = Recipe(jitter=63, step=8)
@@ -55,18 +56,20 @@ def tiled(columns: int, rows: int, batch: int) -> View:
     return View(1024, batch, tiles=(columns, rows), fresh=0.1, pruned=0.1)
 
 
-def aligned(*shares: tuple[float, View, float]) -> tuple[Share, ...]:
+def aligned(*shares: tuple[float, View, float], recipe: Recipe = ALIGNED) -> tuple[Share, ...]:
     """Shares of pages on the grid: weight, view, share of its batches that carry the grounding prompt."""
-    return tuple(Share(weight, view, ALIGNED, grounded) for weight, view, grounded in shares)
+    return tuple(Share(weight, view, recipe, grounded) for weight, view, grounded in shares)
 
 
 SERVED = (TINY, SMALL, BASE, LARGE, tiled(2, 2, 4), tiled(2, 3, 3), tiled(3, 2, 3))
 """The views of every mode, gundam's last."""
 
 
-def everywhere(weights: tuple[float, ...], grounded: tuple[float, ...]) -> tuple[Share, ...]:
+def everywhere(
+    weights: tuple[float, ...], grounded: tuple[float, ...], recipe: Recipe = ALIGNED
+) -> tuple[Share, ...]:
     """Shares of pages on the grid in each view of `SERVED`."""
-    return aligned(*zip(weights, SERVED, grounded, strict=True))
+    return aligned(*zip(weights, SERVED, grounded, strict=True), recipe=recipe)
 
 
 STAGES = (
@@ -226,10 +229,13 @@ STAGES = (
     ),
     Stage(
         "boxes",
-        720,
-        (5e-4, 1e-5),
-        everywhere((0.05, 0.06, 0.08, 0.21, 0.19, 0.21, 0.20), (0.7, 0.7, 0.8, 0.85, 0.9, 0.9, 0.9)),
+        3900,
+        (1e-3, 5e-6),
+        (
+            *everywhere((0.02, 0.03, 0.04, 0.06, 0.10, 0.11, 0.11), (0.7, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8)),
+            *everywhere((0.01, 0.02, 0.04, 0.06, 0.13, 0.14, 0.13), (1.0,) * 7, BLOCKS),
+        ),
         loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
-        averages=True,
+        warmup=50,
     ),
 )

@@ -24,6 +24,7 @@ DET, DET_END, END_ID = (token_id(_TOKENIZER, name) for name in ("<|det|>", "<|/d
 LINE_WEIGHT, END_WEIGHT, EDGE_WEIGHT = 6.0, 3.0, 8.0
 """What `token_weights` gives to a line's first character and the page's end, to a line's end, and to a box's digits:
 there a reader loses its place."""
+EDGE_LOOK_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ def token_weights(answers: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
     weights = torch.where(digits, EDGE_WEIGHT, 1.0)
     weights = torch.where(answers == NEWLINE, END_WEIGHT, weights)
     return torch.where((told == NEWLINE) | (answers == END_ID), LINE_WEIGHT, weights)
+
+
+def look_weights(answers: torch.Tensor) -> torch.Tensor:
+    """Return what each token of the answers (B, L) weighs in the loss of where to look: a box's more, they are few."""
+    return torch.where(_inside_boxes(answers), EDGE_LOOK_WEIGHT, 1.0)
 
 
 def looks_at_line(looks: torch.Tensor, answers: torch.Tensor, told: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,6 @@ class Run:
             model.load_state_dict(weights)
         self._take(model)
         self.done: dict[str, int] = {}
-        self.before: dict[str, torch.Tensor] = {}  # the weights before a stage that averages
         self.pages = 0
         self.stop = False
         signal.signal(signal.SIGTERM, self._on_terminate)
@@ -103,8 +102,6 @@ class Run:
             add_positions(self.trainee.model)
         if stage.grows and not self.trainee.grown:
             self.grow()
-        if stage.averages and not self.done.get(stage.name):
-            self.before = {name: p.detach().clone() for name, p in self.trainee.named_parameters()}
         stream = stage_batches(stage, self.seed, self.done.get(stage.name, 0), self)
         saved = reported = time.monotonic()
         sums: dict[str, list[float]] = defaultdict(list)
@@ -134,11 +131,6 @@ class Run:
                 saved = now
             if self.stop:
                 raise SystemExit(0)
-        if self.before:
-            with torch.no_grad():
-                for name, parameter in self.trainee.named_parameters():
-                    parameter.lerp_(self.before[name], 0.5)
-            self.before = {}
         self.save()
 
     def _step(self, batch: Batch, stage: Stage) -> dict[str, float]:
@@ -155,7 +147,6 @@ class Run:
         """Write the state, each file whole or not at all."""
         names = [name for name, _ in self.trainee.named_parameters()]
         tensors = {f"weight.{name}": p.detach() for name, p in self.trainee.named_parameters()}
-        tensors |= {f"before.{name}": tensor for name, tensor in self.before.items()}
         for name, parameter in zip(names, self.trainee.parameters(), strict=True):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
@@ -169,8 +160,6 @@ class Run:
         state = json.loads((self.work / "state.json").read_text(encoding="utf-8"))
         self.seed, self.done, self.pages = state["seed"], state["done"], state["pages"]
         tensors = load_file(self.work / "state.safetensors")
-        start = "before."
-        self.before = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
         with torch.no_grad():
             for name, parameter in self.trainee.named_parameters():
                 if name.startswith("places.") and f"weight.{name}" not in tensors:

@@ -17,14 +17,16 @@ from export.reference.losses import Trainee
 from export.reference.page import Recipe
 
 VIEWS = (
-    View(512, 24), View(640, 16), View(1024, 12, padded=0.3), View(1280, 8, padded=0.3),
+    View(512, 24), View(640, 16), View(1024, 12, padded=0.3), *[View(1280, 8, padded=0.3)] * 2,
     View(1024, 12, tiles=(2, 2)), View(1024, 6, tiles=(2, 3)), View(1024, 6, tiles=(3, 2)),
 )  # fmt: skip
-ROUNDS = 3
+ROUNDS = 6
 """Batches of each view."""
+RECIPES = (Recipe(margin=2, fill=0.6), Recipe(margin=2, fill=0.6, noise=1.0))
+"""In turn. Words at random hold what words seldom do, such as a lone underscore, which hardly shows."""
 STEPS, RATE = 2500, 0.02
-LOWER = 0.6
-"""Taken off all: a blank token just above 0 disturbs the counting more than a written one that is nearer to it."""
+LOWER = 1.0
+"""Taken off all: on pages that the fit hasn't seen, blank tokens come nearer to 0 than written ones."""
 LOUD = 3.0
 """Root mean square of a token from which on it shows something."""
 READERS = -3
@@ -52,8 +54,9 @@ def find_marks(trainee: Trainee, seed: int, tokenizer: Tokenizer) -> Marks:
     )
     features, kinds, states, later = [], [], [], []
     with torch.no_grad():
-        for view in VIEWS * ROUNDS:
-            batch = next(batches(generator, view, Recipe(margin=2), False, tokenizer, pool=1))
+        for index, view in enumerate(VIEWS * ROUNDS):
+            recipe = RECIPES[index // len(VIEWS) % len(RECIPES)]
+            batch = next(batches(generator, view, recipe, False, tokenizer, pool=1))
             caught.clear()
             visual = trainee.visual_tokens(batch)
             shown = batch.slots.flatten(3).any(-1)  # (B, rows, columns)

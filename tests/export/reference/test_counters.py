@@ -105,8 +105,32 @@ def test_lines_and_rows_are_counted_exactly(shipped, view, grounded, retention):
             row = torch.tensor([i // (columns + 1) for i in seen])
             assert (1 / state[at, Dim.ROWS] - 1 - row).abs().max() < 0.25
             assert likeness(state[at], Dim.ROW_CODE, row).min() > 0.9
+            scale = state[at, Dim.ROW_CODE : Dim.ROW_CODE + CODE].norm(dim=1) / (CODE / 2) ** 0.5
+            assert (state[at, Dim.ROW_PARITY] / scale - (1 - 2 * (row % 2))).abs().max() < 0.8
+            third = torch.tensor([0.0, 0.75**0.5, -(0.75**0.5)])[row % 3]
+            assert (state[at, Dim.ROW_THIRD] / scale - third).abs().max() < 0.6
             total = rows + (view.side // 64 if view.tiles else 0)
             assert (1 / state_of_text[:, Dim.ROWS] - 1 - total).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("value", [-0.2, -0.03, -0.01, -0.003, 0.0, 0.003, 0.01, 0.03, 0.2])
+def test_a_doubtful_token_counts_for_one_line_at_most(shipped, value):
+    """Its mark near 0 must not draw the attention that counts, neither its own nor as the token before."""
+    view = View(512, 1)
+    batch = next(batches(np.random.default_rng(5), view, Recipe(fill=1.0), False, TOKENIZER, pool=1))
+    with torch.no_grad():
+        visual = shipped.visual_tokens(batch)
+    shown = torch.nn.functional.pad(batch.slots.flatten(3).any(-1), (0, 1)).flatten(1)[0]
+    line = (batch.slots.flatten(2).any(-1)[0].cumsum(0))[:, None].expand(-1, 9).flatten()
+    blank = int((~shown).nonzero()[2])
+    for doubtful in (blank, int(shown.nonzero()[2])):
+        tokens = visual.clone()
+        tokens[0, doubtful, [Dim.WRITTEN, Dim.SHUTS]] = value
+        state = counted(shipped, tokens, batch.readings[0].answers)[0]
+        others = shown & (torch.arange(len(shown)) != doubtful)
+        extra = (1 / state[: len(shown), Dim.LINES] - 1 - line)[others]
+        assert extra.min() > -0.25
+        assert extra.max() < 1.25
 
 
 @pytest.mark.parametrize("periods", [LINE_PERIODS, ROW_PERIODS])
@@ -159,7 +183,7 @@ def test_written_tokens_are_told_from_blank_and_small_ones():
     generator = torch.Generator().manual_seed(0)
     kinds = torch.randint(len(Kind), (4000,), generator=generator)
     features = torch.randn(4000, 32, generator=generator)
-    features[:, 3] += 6.0 * (kinds != Kind.BLANK)  # what tells them apart stands among noise
+    features[:, 3] += 8.0 * (kinds != Kind.BLANK)  # what tells them apart stands among noise
     features[:, 4] -= 8.0 * (kinds == Kind.SMALL)
     weight = fit_written(features[:3000], kinds[:3000])
     told = torch.cat([features, torch.ones(4000, 1)], dim=1)[3000:] @ weight

@@ -122,6 +122,8 @@ def test_the_shipped_checkpoint_reads_the_example_page(shipped):
     assert HEADER.sub("", read_page(*shipped, page, "tiny", GROUNDED)) == page.text
 
 
-def test_the_shipped_checkpoint_finds_the_blocks(shipped):
-    score = evaluate(*shipped, "tiny", pages=4, grounded=True)
+@pytest.mark.parametrize(("mode", "pages"), [("tiny", 4), ("base", 3), ("gundam", 4)])
+def test_the_shipped_checkpoint_finds_the_blocks(shipped, mode, pages):
+    score = evaluate(*shipped, mode, pages=pages, grounded=True)
     assert score.iou >= LEAST_IOU
+    assert score.rate <= 0.05

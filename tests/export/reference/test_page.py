@@ -48,6 +48,14 @@ def test_boxes_enclose_their_blocks():
     )
 
 
+def test_blocks_are_as_short_as_the_recipe_says():
+    generator = np.random.default_rng(0)
+    short = [random_page(generator, (640, 1280), Recipe(block_lines=2, short=1.0)) for _ in range(20)]
+    assert {len(block) for page in short for block in page.blocks} == {1, 2}
+    long = [random_page(generator, (640, 1280), Recipe(block_lines=2, short=0.0)) for _ in range(20)]
+    assert max(len(block) for page in long for block in page.blocks) > 8
+
+
 def test_every_character_has_its_own_glyph():
     glyphs = atlas(32, 64)
     assert not glyphs[0].any()

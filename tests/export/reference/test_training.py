@@ -16,6 +16,7 @@ from export.reference.losses import Trainee
 from export.reference.page import Recipe, random_page
 from export.reference.stages import STAGES, Share, Stage
 from export.reference.targets import (
+    EDGE_LOOK_WEIGHT,
     EDGE_WEIGHT,
     END_WEIGHT,
     FREE,
@@ -25,6 +26,7 @@ from export.reference.targets import (
     NOWHERE,
     TokenGrid,
     answer,
+    look_weights,
     looks_at_line,
     slot_classes,
     token_weights,
@@ -105,11 +107,13 @@ def test_lines_and_boxes_weigh_more_and_lines_are_kept_to(grounded):
     ids, looks = (torch.tensor([part]) for part in answer(page, grid, grounded, TOKENIZER))
     told = torch.cat([torch.tensor([[3]]), ids[:, :-1]], dim=1)
     weights, lines = token_weights(ids, told)[0].tolist(), looks_at_line(looks, ids, told)[0]
+    looking = look_weights(ids)[0].tolist()
     boxed = digits = 0
     for index, token in enumerate(ids[0].tolist()):
         boxed += (token == DET) - (token == DET_END)
         digit = boxed and chr(max(0, token - 3)).isdigit()
         digits += bool(digit)
+        assert looking[index] == (EDGE_LOOK_WEIGHT if boxed else 1.0)
         if (index and ids[0, index - 1] == NEWLINE) or index == ids.shape[1] - 1:
             assert weights[index] == LINE_WEIGHT
         else:
@@ -236,6 +240,7 @@ def test_rows_move_with_their_text():
     known = {
         (one.lines[row], row, one.page.indent): one.rows[:, row] for one in pages.pages for row in range(8)
     }
+    around = {(one.lines[row], row): one.surroundings(row) for one in pages.pages for row in range(8)}
     mixed = pages.draw(40)
     assert {one.page.text for one in mixed} - {one.page.text for one in pages.pages}
     for one in mixed:
@@ -243,6 +248,8 @@ def test_rows_move_with_their_text():
             assert torch.equal(one.rows[:, row], known[one.lines[row], row, one.page.indent])
             shown = "".join(CHARACTERS[c] for c in one.page.grid[row])
             assert shown.strip() == one.lines[row]
+            if one.lines[row]:
+                assert one.surroundings(row) == around[one.lines[row], row]
 
 
 def test_pages_that_stand_elsewhere_keep_their_rows():
@@ -307,34 +314,18 @@ def test_a_run_grows_and_resumes(tmp_path, monkeypatch):
         assert torch.equal(a, b), name
 
 
-def test_a_stage_that_averages_ends_between_its_beginning_and_its_end(tmp_path):
-    shares = (Share(1.0, View(256, 4), Recipe(noise=0.0)),)
-    plain = Stage(STAGES[0].name, 4, (2e-3, 2e-3), shares)
-    ends = []
-    for name, averages in (("plain", False), ("mean", True)):
-        run = Run(tmp_path / name, 0)
-        before = {n: p.detach().clone() for n, p in run.trainee.named_parameters()}
-        torch.manual_seed(0)
-        run.train(dataclasses.replace(plain, averages=averages))
-        ends.append({n: p.detach() for n, p in Run(tmp_path / name, 0).trainee.named_parameters()})
-    for name, start in before.items():
-        torch.testing.assert_close(ends[1][name], (start + ends[0][name]) / 2, msg=name)
-
-
-def test_a_stage_that_averages_remembers_its_beginning_when_it_is_interrupted(tmp_path):
-    shares = (Share(1.0, View(256, 4), Recipe(noise=0.0)),)
-    stage = Stage(STAGES[0].name, 3, (2e-3, 2e-3), shares, averages=True)
+def test_a_run_that_is_told_to_stop_saves_the_step_under_way(tmp_path):
+    stage = Stage(STAGES[0].name, 3, (2e-3, 2e-3), (Share(1.0, View(256, 4), Recipe(noise=0.0)),))
     first = Run(tmp_path, 0)
-    before = {n: p.detach().clone() for n, p in first.trainee.named_parameters()}
-    first.stop = True  # as after SIGTERM: saves and leaves after the step under way
+    first.stop = True  # as after SIGTERM
     with pytest.raises(SystemExit):
         first.train(stage)
     again = Run(tmp_path, 0)
     assert again.done == {stage.name: 1}
-    assert all(torch.equal(again.before[name], tensor) for name, tensor in before.items())
+    for (name, a), b in zip(first.trainee.named_parameters(), again.trainee.parameters(), strict=True):
+        assert torch.equal(a, b), name
     again.train(stage)
-    assert not again.before
-    assert not Run(tmp_path, 0).before
+    assert Run(tmp_path, 0).done == {stage.name: 3}
 
 
 @pytest.mark.parametrize("decoder", [YOUNG_DECODER, DECODER], ids=["young", "grown"])
