@@ -58,8 +58,10 @@ class Dim(IntEnum):
     ROW_THIRD = FIRST + 15 + 2 * CODE  # wave of the rows, period 3: its sine
 
 
-EXTRA_ROWS: list[int] = [Dim.ROW_PARITY, Dim.ROW_THIRD]
-"""Of pages of 20 and 30 rows they tell edges' digits, which longer waves tell only by their products."""
+LINE_WAVES: list[int] = [*range(Dim.LINE_CODE, Dim.LINE_CODE + CODE)]
+ROW_WAVES: list[int] = [*range(Dim.ROW_CODE, Dim.ROW_CODE + CODE), Dim.ROW_PARITY, Dim.ROW_THIRD]
+"""The dimensions of the waves. On pages of 20 and 30 rows the last two of the rows' tell edges' digits, which longer
+waves tell only by their products."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
     attention.o_proj.weight[Dim.BEFORE, 0] = 2.0
     mlp = layer.mlp
     # SiLU dips below 0 beside 0, and a token that ends below 0 draws all attention: here gate and input have one sign.
+    # The dip of the next neuron is small beside what this one gives to all but written tokens, where it is next to 0.
     mlp.gate_proj.weight[0, Dim.WRITTEN] = -1000.0
     mlp.up_proj.weight[0, Dim.WRITTEN] = -1.0
     mlp.gate_proj.weight[1, Dim.BEFORE] = 8000.0
@@ -203,21 +206,20 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
     experts, router = layer.mlp.experts, layer.mlp.gate.weight
     size = experts.down_proj.shape[2]
     parts = (
-        (Dim.LINES, Dim.LINE_CODE, LINE_PERIODS, Dim.VISUAL),
-        (Dim.ROWS, Dim.ROW_CODE, ROW_PERIODS, Dim.VISUAL),
-        (Dim.LINES, Dim.LINE_CODE, LINE_PERIODS, Dim.TEXT),
-        (Dim.ROWS, Dim.ROW_CODE, ROW_PERIODS, Dim.TEXT),
+        (Dim.LINES, LINE_WAVES, Dim.VISUAL),
+        (Dim.ROWS, ROW_WAVES, Dim.VISUAL),
+        (Dim.LINES, LINE_WAVES, Dim.TEXT),
+        (Dim.ROWS, ROW_WAVES, Dim.TEXT),
     )
     counts = torch.arange(0, MOST + 1, dtype=torch.float64)
+    extra = torch.stack([torch.cos(math.pi * counts), torch.sin(2 * math.pi / 3 * counts)], dim=1)
+    told = {
+        Dim.LINES: _waves(counts, LINE_PERIODS),
+        Dim.ROWS: torch.cat([_waves(counts, ROW_PERIODS), extra], dim=1),
+    }
     knots = 1 / (1 + torch.linspace(0.0, MOST, size))
     gaps = torch.cat([knots[:1] - knots[1:2], knots[:-1] - knots[1:]])
-    for expert, (count, code, periods, kind) in enumerate(parts):
-        angles = 2 * math.pi * counts[:, None] / torch.tensor(periods)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # (counts, CODE)
-        dims = list(range(code, code + CODE))
-        if count == Dim.ROWS:
-            extra = [torch.cos(math.pi * counts), torch.sin(2 * math.pi / 3 * counts)]
-            waves, dims = torch.cat([waves, torch.stack(extra, 1)], 1), [*dims, *EXTRA_ROWS]
+    for expert, (count, dims, kind) in enumerate(parts):
         router[expert, kind] = ROUTED
         visual = kind == Dim.VISUAL
         # What the kind's mark is, and the root mean squares at which its tokens come.
@@ -238,10 +240,16 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
         ) / scale
         # `steady` makes up for the scale of the token, which differs much between visual ones only.
         basis = functional.silu(inside) * (UP * (scale if visual else scales.mean()) / scales.mean())
-        wanted = waves.repeat(len(scales), 1) * (VISUAL_CODE if visual else TEXT_CODE)
+        wanted = told[count].repeat(len(scales), 1) * (VISUAL_CODE if visual else TEXT_CODE)
         ridge = 1e-6 * torch.eye(size, dtype=torch.float64) * basis.square().sum(0).mean()
         solved = torch.linalg.solve(basis.T @ basis + ridge, basis.T @ wanted)
         experts.down_proj[expert, dims] = solved.T.float() / SHARE
+
+
+def _waves(counts: torch.Tensor, periods: tuple[int, ...]) -> torch.Tensor:
+    """Cosines and sines of `counts` (N,): (N, CODE)."""
+    angles = 2 * math.pi * counts[:, None] / torch.tensor(periods)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def set_last(layer: Any) -> None:

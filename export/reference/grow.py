@@ -12,7 +12,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from export.reference.checkpoint import new_model
 from export.reference.config import DECODER, YOUNG_DECODER
-from export.reference.counters import CODE, EXTRA_ROWS, ROUTED, SHARE, Dim, Marks, set_counters
+from export.reference.counters import CODE, LINE_WAVES, ROUTED, ROW_WAVES, SHARE, Dim, Marks, set_counters
 
 FRONT = DECODER["num_hidden_layers"] - YOUNG_DECODER["num_hidden_layers"]
 OLD = YOUNG_DECODER["hidden_size"]
@@ -58,16 +58,14 @@ def grow(
             parameter[OLD:] = rescale
             if "layers" in name:
                 gain = GAINS[0] if f"layers.{FRONT}." in name else GAINS[1]
-                parameter[Dim.LINE_CODE : Dim.ROW_CODE + CODE] = gain * rescale
-                parameter[EXTRA_ROWS] = gain * rescale
+                parameter[LINE_WAVES + ROW_WAVES] = gain * rescale
                 parameter[Dim.LAST] = GAINS[1] * rescale
     language = _language(grown)
     _share_out(_language(young).layers[0].mlp, language.layers[FRONT].mlp)
     set_counters(grown, marks.written, marks.steady)
     for layer, heads in zip(language.layers[-3:], LINE_HEADS, strict=True):
-        layer.input_layernorm.weight[Dim.LINE_CODE : Dim.LINE_CODE + CODE] = LINE_GAIN * rescale
-        rows = [*range(Dim.ROW_CODE, Dim.ROW_CODE + CODE), *EXTRA_ROWS]
-        layer.input_layernorm.weight[rows] = ROW_GAIN * rescale
+        layer.input_layernorm.weight[LINE_WAVES] = LINE_GAIN * rescale
+        layer.input_layernorm.weight[ROW_WAVES] = ROW_GAIN * rescale
         for head in heads:
             compare_lines(layer.self_attn, language.rotary_emb.inv_freq, head)
     return grown

@@ -139,9 +139,9 @@ def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: R
     places: list[list[int]] = []
     row = top
     while row < last:
-        left = last - row
-        short = generator.random() < recipe.short
-        limit = min(left, int(generator.integers(1, recipe.block_lines + 1))) if short else left
+        limit = last - row
+        if generator.random() < recipe.short:
+            limit = min(limit, int(generator.integers(1, recipe.block_lines + 1)))
         count = int(np.ceil(generator.uniform(max(0.3, limit - 0.9), limit) * width / 5.5))
         block = wrap(random_words(generator, max(1, count), recipe.held_out, recipe.noise), width, limit)
         blocks.append(block)

@@ -45,6 +45,8 @@ NEAR = Recipe(cell_width=(28, 38), height_ratio=(1.95, 2.2), jitter=63, margin=2
 
 READING = (1.0, 0.3, 1.0, 0.2, 1.0)
 """Loss weights once characters are seen well: now the place matters."""
+GROWN = (1.5, 0.0, 1.0, 0.0, 0.0)
+"""Loss weights of the grown decoder, behind an encoder that stays as it is."""
 TINY = View(512, 16, fresh=0.2, pruned=0.1)
 SMALL = View(640, 12, fresh=0.2, padded=0.05, pruned=0.1)
 BASE = View(1024, 6, fresh=0.1, padded=0.3, pruned=0.1)
@@ -70,6 +72,11 @@ def everywhere(
 ) -> tuple[Share, ...]:
     """Shares of pages on the grid in each view of `SERVED`."""
     return aligned(*zip(weights, SERVED, grounded, strict=True), recipe=recipe)
+
+
+def off_grid(weight: float, grounded: float) -> Share:
+    """The share of tiny pages off the grid that keeps what was learnt of them."""
+    return Share(weight, View(512, 12, fresh=0.3), SHIFTED, grounded)
 
 
 STAGES = (
@@ -179,7 +186,7 @@ STAGES = (
         (
             *aligned((0.20, TINY, 0.35), (0.25, SMALL, 0.35), (0.33, BASE, 0.3), (0.06, LARGE, 0.2)),
             *aligned((0.05, tiled(2, 2, 3), 0.2), (0.02, tiled(2, 3, 2), 0.2), (0.01, tiled(3, 2, 2), 0.2)),
-            Share(0.08, View(512, 12, fresh=0.3), SHIFTED, grounded=0.2),
+            off_grid(0.08, 0.2),
         ),
         loss_weights=READING,
         positions=True,
@@ -190,7 +197,7 @@ STAGES = (
         (1.2e-3, 2e-5),
         (
             *everywhere((0.16, 0.20, 0.30, 0.13, 0.07, 0.06, 0.05), (0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3)),
-            Share(0.06, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+            off_grid(0.06, 0.3),
         ),
         loss_weights=READING,
     ),
@@ -200,7 +207,7 @@ STAGES = (
         (1.1e-3, 2e-5),
         (
             *everywhere((0.04, 0.07, 0.15, 0.22, 0.13, 0.18, 0.18), (0.4, 0.4, 0.4, 0.35, 0.3, 0.3, 0.3)),
-            Share(0.03, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+            off_grid(0.03, 0.3),
         ),
         loss_weights=(1.5, 0.3, 1.0, 0.2, 2.0),
     ),
@@ -210,9 +217,9 @@ STAGES = (
         (1.2e-3, 1e-5),
         (
             *everywhere((0.07, 0.09, 0.20, 0.22, 0.12, 0.14, 0.14), (0.45, 0.45, 0.45, 0.45, 0.4, 0.4, 0.4)),
-            Share(0.02, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+            off_grid(0.02, 0.3),
         ),
-        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        loss_weights=GROWN,
         warmup=50,
         grows=True,
     ),
@@ -222,9 +229,9 @@ STAGES = (
         (1e-3, 1e-5),
         (
             *everywhere((0.07, 0.12, 0.20, 0.20, 0.11, 0.14, 0.15), (0.8,) * 7),
-            Share(0.01, View(512, 12, fresh=0.3), SHIFTED, grounded=0.3),
+            off_grid(0.01, 0.3),
         ),
-        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        loss_weights=GROWN,
         warmup=50,
     ),
     Stage(
@@ -235,7 +242,7 @@ STAGES = (
             *everywhere((0.02, 0.03, 0.04, 0.06, 0.10, 0.11, 0.11), (0.7, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8)),
             *everywhere((0.01, 0.02, 0.04, 0.06, 0.13, 0.14, 0.13), (1.0,) * 7, BLOCKS),
         ),
-        loss_weights=(1.5, 0.0, 1.0, 0.0, 0.0),
+        loss_weights=GROWN,
         warmup=50,
     ),
 )

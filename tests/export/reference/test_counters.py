@@ -11,18 +11,27 @@ from export.reference import losses
 from export.reference.batches import View, batches
 from export.reference.checkpoint import load_checkpoint, new_model
 from export.reference.config import DECODER, YOUNG_DECODER
-from export.reference.counters import CODE, LINE_PERIODS, MOST, ROW_PERIODS, Dim, Marks
+from export.reference.counters import (
+    CODE,
+    FIRST,
+    LINE_PERIODS,
+    MOST,
+    ROW_PERIODS,
+    UP,
+    Dim,
+    Marks,
+    set_counters,
+)
 from export.reference.evaluate import SHIPPED
 from export.reference.losses import PAD_ID, Trainee
 from export.reference.page import Recipe
-from export.reference.targets import NOWHERE
+from export.reference.targets import DET_END, NEWLINE, NOWHERE
 from export.reference.thinning import thin
 from export.reference.tokenizer import build_tokenizer
 from export.reference.train import ATTENTION
 from export.reference.written import Kind, fit_steady, fit_written
 
 TOKENIZER = build_tokenizer()
-NEWLINE, SHUT = 3 + ord("\n"), TOKENIZER.token_to_id("<|/det|>")
 VIEWS = [
     View(512, 4),
     View(1024, 2, padded=1.0),
@@ -93,7 +102,7 @@ def test_lines_and_rows_are_counted_exactly(shipped, view, grounded, retention):
         assert likeness(state[at], Dim.LINE_CODE, wanted).min() > (0.9 if retention is None else 0.7)
         text = ids[page][ids[page] != PAD_ID]
         before = torch.cat([torch.tensor([-1]), text[:-1]])
-        ends = ((text == NEWLINE) & (before != NEWLINE) & (before != SHUT)).cumsum(0)
+        ends = ((text == NEWLINE) & (before != NEWLINE) & (before != DET_END)).cumsum(0)
         state_of_text = state[tokens.shape[1] :][: len(text)]
         assert (1 / state_of_text[:, Dim.LINES] - 1 - ends).abs().max() < 0.25
         assert likeness(state_of_text, Dim.LINE_CODE, ends).min() > 0.9
@@ -131,6 +140,26 @@ def test_a_doubtful_token_counts_for_one_line_at_most(shipped, value):
         extra = (1 / state[: len(shown), Dim.LINES] - 1 - line)[others]
         assert extra.min() > -0.25
         assert extra.max() < 1.25
+
+
+def test_the_shipped_counters_are_those_of_the_code(shipped):
+    """All of them: what was fitted is taken from the checkpoint."""
+    core = shipped.model.model
+    projector, size = core.multi_modal_projector, FIRST
+    written = torch.cat([projector.weight[Dim.WRITTEN], projector.bias[Dim.WRITTEN, None]]).detach()
+    count = core.language_model.layers[1]
+    steady = count.mlp.experts.gate_up_proj[0].chunk(2)[1][0, :size].detach() / UP
+    model = new_model(0)
+    set_counters(model, written, steady)
+    for ours, theirs in zip(
+        model.model.language_model.layers[:2], core.language_model.layers[:2], strict=True
+    ):
+        wanted = dict(ours.named_parameters())
+        for name, parameter in theirs.named_parameters():
+            torch.testing.assert_close(parameter, wanted[name].bfloat16().float(), msg=name)
+    ours, theirs = model.model.multi_modal_projector, projector
+    assert torch.equal(theirs.weight[size:], ours.weight[size:].bfloat16().float())
+    assert torch.equal(theirs.bias[size:], ours.bias[size:].bfloat16().float())
 
 
 @pytest.mark.parametrize("periods", [LINE_PERIODS, ROW_PERIODS])

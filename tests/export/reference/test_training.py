@@ -16,6 +16,8 @@ from export.reference.losses import Trainee
 from export.reference.page import Recipe, random_page
 from export.reference.stages import STAGES, Share, Stage
 from export.reference.targets import (
+    DET,
+    DET_END,
     EDGE_LOOK_WEIGHT,
     EDGE_WEIGHT,
     END_WEIGHT,
@@ -40,7 +42,7 @@ from rtprune.settings import Settings
 from rtprune.views import make_views
 
 TOKENIZER = build_tokenizer()
-REF, DET, DET_END = (TOKENIZER.token_to_id(name) for name in ("<|ref|>", "<|det|>", "<|/det|>"))
+REF = TOKENIZER.token_to_id("<|ref|>")
 WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3)
 
 
@@ -72,7 +74,7 @@ def test_the_answer_is_the_page_and_looks_where_its_characters_are(seed, grounde
     for token, look in zip(ids, looks, strict=True):
         if token in (REF, DET_END):
             tagged = token == REF
-        if look == NOWHERE or token == 3 + ord("\n"):
+        if look == NOWHERE or token == NEWLINE:
             continue
         if tagged:
             edges.append(divmod(look, 11))

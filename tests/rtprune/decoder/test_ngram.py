@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
+    UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor,
+)
 
 from rtprune.decoder import ngram
 from rtprune.decoder.ngram import NgramRule
@@ -82,9 +86,7 @@ def test_obeying_the_rule_leaves_no_repeat_in_the_window(
 
 @given(small_alphabet, sizes, windows)
 def test_equals_transformers_windowed_processor(tokens: list[int], size: int, window: int) -> None:
-    torch = pytest.importorskip("torch")
-    reference = pytest.importorskip("transformers.models.unlimited_ocr.generation_unlimited_ocr")
-    processor = reference.UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(size, window)
+    processor = UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(size, window)
     rule = NgramRule(size, window)
     for count, token in enumerate(tokens, start=1):
         rule.push(token)
