@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Where PyTorch comes from. The default is PyTorch's own CPU wheels: no CUDA packages. Empty: the usual index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-CHECKPOINT ?= export/reference/checkpoint
+CHECKPOINT ?= training/checkpoint
 ENGINES ?= engines
 MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
@@ -19,12 +19,12 @@ LOAD ?=
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml client/pyproject.toml constraints.txt
 	@echo "Making the virtual environment in $(VENV) (about 1 GB; a few minutes the first time) ..."
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d: name one with PYTHON=" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[client,serve,export,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,export,dev]' -e ./client
 	@touch $@
 
 .PHONY: install
@@ -36,7 +36,7 @@ engines: install ## export the checkpoint to CPU engines (skipped when they are 
 
 .PHONY: demo
 demo: engines ## read the example page through a real Triton server
-	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m client ocr $(PAGE) --mode $(MODE) --truth $(TRUTH) --facts
+	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m deepseek_ocr_client ocr $(PAGE) --mode $(MODE) --truth $(TRUTH) --facts
 
 .PHONY: serve
 serve: engines ## keep the server up: HTTP 8000, gRPC 8001, metrics 8002; Ctrl-C stops it
@@ -56,18 +56,18 @@ test-long: install ## the tests that take more than a few minutes
 
 .PHONY: benchmarks
 benchmarks: engines ## measure pruning and decoding on this machine into benchmarks/results/
-	$(BIN)/python benchmarks/pruning.py
-	$(BIN)/python benchmarks/preprocessing.py
-	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python -m benchmarks.pruning
+	$(BIN)/python -m benchmarks.preprocessing
+	$(BIN)/python -m benchmarks.decoding
 
 .PHONY: ablation
 ablation: engines ## character error rate against retention, every strategy
-	$(BIN)/python benchmarks/retention.py
+	$(BIN)/python -m benchmarks.retention
 
 .PHONY: load-test
 load-test: engines ## load-test a real server with perf_analyzer, beside transformers; LOAD= takes options
 	@mkdir -p build
-	$(BIN)/python -m server --engines $(ENGINES) --log-file build/load_test.log run -- $(BIN)/python benchmarks/load_test.py --engines $(ENGINES) $(LOAD)
+	$(BIN)/python -m server --engines $(ENGINES) --log-file build/load_test.log run -- $(BIN)/python -m benchmarks.load_test --engines $(ENGINES) $(LOAD)
 
 .PHONY: full-size
 full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, about an hour
@@ -75,7 +75,7 @@ full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB 
 
 .PHONY: figures
 figures: engines ## the README's figures
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python -m benchmarks.figures
 
 .PHONY: clean
 clean: ## remove the engines and what the tools left, not the virtual environment

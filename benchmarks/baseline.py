@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from load_pages import LoadPage
-from machine import cores
 
-from export.reference.checkpoint import load_checkpoint
-from export.reference.evaluate import model_inputs
-from export.reference.tokenizer import EOS, token_id
-from rtprune.image import decode
+from benchmarks.load_pages import LoadPage
+from benchmarks.machine import cores
+from rtprune.preprocess.image import decode
+from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
-from rtprune.views import make_views
+from training.evaluate import model_inputs
+from training.model import load_checkpoint
+from training.tokenizer import EOS, token_id
 
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 

@@ -1,4 +1,4 @@
-"""Measures the PyTorch decoder: `python benchmarks/decoding.py [--full-size]`, side by side in one run.
+"""Measures the PyTorch decoder: `python -m benchmarks.decoding [--full-size]`, side by side in one run.
 
 Without options: the reference checkpoint in our engine and in transformers' `generate`, in turns: tokens per second
 of one request and of eight, and what a newcomer costs and waits. `--full-size`: DeepSeek-OCR's published shapes
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import cores, cpu_name
 
-from rtprune.decoder.engine import Engine, Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.torch_engine import default_threads, open_torch_engine
-from rtprune.decoder.torch_model import TorchDecoder
+from benchmarks.machine import cores, cpu_name
+from rtprune.decoder.engines.base import Engine, Output, PromptTokens, RequestId, Sampling
+from rtprune.decoder.engines.torch.engine import default_threads, open_torch_engine
+from rtprune.decoder.engines.torch.model import TorchDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -131,7 +131,7 @@ def in_turns(rounds: int, **measures: Callable[[], float]) -> dict[str, float]:
 
 def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
     """The reference checkpoint, FP32, in our engine and in transformers."""
-    from export.reference.checkpoint import load_checkpoint
+    from training.model import load_checkpoint
 
     model: Any = load_checkpoint(checkpoint)[0]
     engine = open_torch_engine(
@@ -284,7 +284,7 @@ def machine(device: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "export" / "reference" / "checkpoint")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "training" / "checkpoint")
     parser.add_argument("--full-size", action="store_true", help="random weights of the published shapes")
     parser.add_argument("--folder", type=Path, help="keep the full-size weights here")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

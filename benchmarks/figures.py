@@ -1,4 +1,4 @@
-"""Makes the README's figure of pruning: `python benchmarks/figures.py`, after `make engines`.
+"""Makes the README's figure of pruning: `python -m benchmarks.figures`, after `make engines`.
 
 Encodes the example page with the reference checkpoint and draws what stays, the token norms and the merge mass into
 benchmarks/results/pruning.png.
@@ -19,13 +19,13 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from PIL import Image
 
 from rtprune import PruneConfig, TokenLayout, prune, text_density
-from rtprune.image import decode
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
+from rtprune.preprocess.image import decode
+from rtprune.preprocess.views import make_views
+from rtprune.pruning.visualize import draw_pruning, heat_colours
 from rtprune.settings import Settings
-from rtprune.views import make_views
 from rtprune.vision.stage import VisionStage
-from rtprune.visualize import draw_pruning, heat_colours
 
 ROOT = Path(__file__).resolve().parent.parent
 

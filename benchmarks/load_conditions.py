@@ -13,14 +13,14 @@ from pathlib import Path
 from statistics import fmean
 
 import psutil
-from load_pages import LoadPage
-from load_point import WINDOWS
-from machine import cores, cpu_name
 
+from benchmarks.load_pages import LoadPage
+from benchmarks.load_point import WINDOWS
+from benchmarks.machine import cores, cpu_name
 from rtprune.errors import OcrError
 from rtprune.manifest import Manifest
 
-REFERENCE = Path(__file__).resolve().parent.parent / "export" / "reference" / "checkpoint"
+REFERENCE = Path(__file__).resolve().parent.parent / "training" / "checkpoint"
 PACKAGES = ("tritonclient", "onnxruntime", "torch", "transformers", "numpy")
 BUSY = 25.0  # per cent of the processor that other programs may use before the page warns
 WARNING = (
@@ -40,7 +40,7 @@ def conditions(
     packages = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name)))
     started = time.strftime("%Y-%m-%d %H:%M %Z")
     found = {
-        "Command": f"`{shlex.join(['python', 'benchmarks/load_test.py', *line])}`, {started}",
+        "Command": f"`{shlex.join(['python', '-m', 'benchmarks.load_test', *line])}`, {started}",
         "Machine": f"{_machine()}. Server, perf_analyzer and baseline share it",
         "Model": _model(args),
         "Pages": _pages(args, pages),

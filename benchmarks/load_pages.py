@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import serialize_byte_tensor
 
-from client import ClientSettings, OcrOptions
-from client.documents import open_document
-from client.images import encode_image
-from client.inputs import find_sources
-from client.request import build_inputs
+from deepseek_ocr_client import ClientSettings, OcrOptions
+from deepseek_ocr_client.documents import open_document
+from deepseek_ocr_client.images import encode_image
+from deepseek_ocr_client.inputs import find_sources
+from deepseek_ocr_client.request import build_inputs
 from rtprune.errors import InvalidInput
 from rtprune.modes import MODES
 
@@ -34,8 +34,8 @@ class LoadPage:
 
 def rendered_pages(mode: str, count: int, seed: int) -> list[LoadPage]:
     """Different pages that the reference checkpoint reads in `mode`, filled to the last line, held-out words."""
-    from export.reference.evaluate import RECIPE, page_size
-    from export.reference.page import random_page
+    from training.evaluate import RECIPE, page_size
+    from training.page import random_page
 
     generator = np.random.default_rng([seed, list(MODES).index(mode)])
     recipe = replace(RECIPE, fill=1.0, narrow=0.0)

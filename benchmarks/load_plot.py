@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from load_result import DOOR_NAMES, Result
+from benchmarks.load_result import DOOR_NAMES, Result
 
 COLOURS = dict(zip(DOOR_NAMES, ("C0", "C1", "C2"), strict=True))
 STYLES = ("-o", "--s", ":^", "-.D")  # by way to prune; a fifth starts again

@@ -11,12 +11,12 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from load_profile import TIMINGS, Profile, read_profile, read_report
-from load_stages import StageUse, between, statistics
-from perf_analyzer import PerfAnalyzer
 
-from client import OcrClient
-from client.settings import STREAM_MODEL, UNARY_MODEL
+from benchmarks.load_profile import TIMINGS, Profile, read_profile, read_report
+from benchmarks.load_stages import StageUse, between, statistics
+from benchmarks.perf_analyzer import PerfAnalyzer
+from deepseek_ocr_client import OcrClient
+from deepseek_ocr_client.settings import STREAM_MODEL, UNARY_MODEL
 from rtprune.errors import InvalidInput, Unavailable
 
 PERCENTILES = (50, 95, 99)

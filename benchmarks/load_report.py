@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from load_plot import plot
-from load_point import Point
-from load_result import DOOR_NAMES, Result
+from benchmarks.load_plot import plot
+from benchmarks.load_point import Point
+from benchmarks.load_result import DOOR_NAMES, Result
 
 NAME = "load_test"
 LEGEND = (

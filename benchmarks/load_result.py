@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from load_point import Point
-from overload import Overload
+from benchmarks.load_point import Point
+from benchmarks.overload import Overload
 
 DOOR_NAMES = {"grpc": "gRPC, whole answer", "http": "HTTP, whole answer", "stream": "gRPC, stream"}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client import OcrClient
+from deepseek_ocr_client import OcrClient
 
 # The decoder isn't among them: it's decoupled and takes a request at once, so Triton counts neither its queue nor its
 # work. What it took stands in the answers' TIMINGS.

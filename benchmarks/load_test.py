@@ -1,6 +1,6 @@
 """Load-tests a running server with Triton's perf_analyzer: `make load-test`, or against any server
 
-    python benchmarks/load_test.py --grpc-url HOST:8001 --http-url HOST:8000 --input scans/ --mode base
+    python -m benchmarks.load_test --grpc-url HOST:8001 --http-url HOST:8000 --input scans/ --mode base
 
 Both front doors, every number of requests at once, with pruning and without, in turns; beside them, in the same run,
 one process of transformers without a server over the same pages, and a burst beyond the server's bounds. Writes
@@ -17,23 +17,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from load_conditions import REFERENCE, conditions
-from load_pages import LoadPage, pages_of, rendered_pages, write_input_data
-from load_point import DOORS, WINDOWS, Load, check_options, measure, percentiles
-from load_report import write
-from load_result import DOOR_NAMES, Result
-from omnidocbench import parse_retentions
-from overload import burst
-from perf_analyzer import find_perf_analyzer
-
-from client import ClientError, ClientSettings, InvalidRequest, OcrClient, OcrOptions
-from client.images import encode_image
-from client.settings import MODES, PROMPTS
+from benchmarks.load_conditions import REFERENCE, conditions
+from benchmarks.load_pages import LoadPage, pages_of, rendered_pages, write_input_data
+from benchmarks.load_point import DOORS, WINDOWS, Load, check_options, measure, percentiles
+from benchmarks.load_report import write
+from benchmarks.load_result import DOOR_NAMES, Result
+from benchmarks.omnidocbench import parse_retentions
+from benchmarks.overload import burst
+from benchmarks.perf_analyzer import find_perf_analyzer
+from deepseek_ocr_client import ClientError, ClientSettings, InvalidRequest, OcrClient, OcrOptions
+from deepseek_ocr_client.images import encode_image
+from deepseek_ocr_client.settings import MODES, PROMPTS
 from rtprune.errors import InvalidInput, OcrError
-from server.settings import ServerSettings
+from server.launcher.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from baseline import Baseline, BaselineRun
+    from benchmarks.baseline import Baseline, BaselineRun
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 60.0  # perf_analyzer's start, and the requests that its windows leave open
@@ -209,7 +208,7 @@ def baseline(
             f"{args.checkpoint} is no checkpoint; name one with --checkpoint, or give --no-baseline."
         )
     try:
-        from baseline import Baseline
+        from benchmarks.baseline import Baseline
     except ImportError as error:
         raise InvalidInput(
             f"The baseline needs {error.name}, which is not installed; or give --no-baseline."

@@ -1,6 +1,6 @@
 """Runs OmniDocBench's pages with and without pruning, and compares edit distances.
 
-    python benchmarks/omnidocbench.py OmniDocBench/ --output results/omnidocbench --mode base
+    python -m benchmarks.omnidocbench OmniDocBench/ --output results/omnidocbench --mode base
 
 The folder is the data set as it's published: `OmniDocBench.json` and `images/`. Each setting becomes a folder of
 predictions in the layout that OmniDocBench's own end-to-end evaluation takes, and a configuration for it: that
@@ -25,14 +25,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client import ClientError, ClientSettings, OcrClient, OcrOptions
-from client.batch import Batch
-from client.inputs import Source
-from client.journal import NAME
-from client.layouts import OmniDocBenchLayout, prediction_name
-from client.output import atomic_write, safe_name
-from client.score import edit_distance
-from client.settings import MODES, PROMPTS
+from deepseek_ocr_client import ClientError, ClientSettings, OcrClient, OcrOptions
+from deepseek_ocr_client.batch import Batch
+from deepseek_ocr_client.inputs import Source
+from deepseek_ocr_client.journal import NAME
+from deepseek_ocr_client.layouts import OmniDocBenchLayout, prediction_name
+from deepseek_ocr_client.output import atomic_write, safe_name
+from deepseek_ocr_client.score import edit_distance
+from deepseek_ocr_client.settings import MODES, PROMPTS
 
 # What a reader of the page would read out; the rest is furniture or has no text.
 READ = frozenset(

@@ -11,10 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from load_pages import LoadPage
-from load_point import percentiles
-
-from client import AsyncOcrClient, ClientError, ClientSettings, OcrOptions, ServerUnavailable
+from benchmarks.load_pages import LoadPage
+from benchmarks.load_point import percentiles
+from deepseek_ocr_client import AsyncOcrClient, ClientError, ClientSettings, OcrOptions, ServerUnavailable
 
 _NUMBER = re.compile(r"^\[request id: [^]]*\] ")  # Triton's own refusals begin with it
 

@@ -1,4 +1,4 @@
-"""Times what the CPU does to a page before the GPU sees it, on one core: `python benchmarks/preprocessing.py`.
+"""Times what the CPU does to a page before the GPU sees it, on one core: `python -m benchmarks.preprocessing`.
 
 An A4 page at 300 dpi, as a scanner's JPEG and as a rendered PNG: decoding, views, text density. The result says how
 many cores feed a GPU. Writes benchmarks/results/preprocessing.md.
@@ -18,18 +18,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from machine import cores, cpu_name
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.machine import cores, cpu_name
 from rtprune import TokenLayout, text_density
-from rtprune.image import decode
 from rtprune.modes import MODES
+from rtprune.preprocess.image import decode
+from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
-from rtprune.views import make_views
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "preprocessing.md"
-FONT = ROOT / "export" / "reference" / "fonts" / "DejaVuSansMono.ttf"
+FONT = ROOT / "training" / "fonts" / "DejaVuSansMono.ttf"
 SIZE = (2480, 3508)  # A4 at 300 dpi
 ROUNDS = 7
 
@@ -84,7 +84,7 @@ def main() -> None:
     lines = [
         "# Preprocessing on one CPU core",
         "",
-        f"`python benchmarks/preprocessing.py`, {datetime.now(UTC):%Y-%m-%d}. {cpu_name()}, {cores()} cores, "
+        f"`python -m benchmarks.preprocessing`, {datetime.now(UTC):%Y-%m-%d}. {cpu_name()}, {cores()} cores, "
         f"load average {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, Pillow {version('pillow')}, "
         f"opencv-python-headless {version('opencv-python-headless')}.",
         "",

@@ -1,4 +1,4 @@
-"""Times pruning on one CPU core: `python benchmarks/pruning.py`, the library and the literal steps in turns.
+"""Times pruning on one CPU core: `python -m benchmarks.pruning`, the library and the literal steps in turns.
 
 Every mode's page, with the same kept positions on both sides or no result. Writes benchmarks/results/pruning.md.
 """
@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import literal_pruning
 import numpy as np
 import torch
-from machine import cpu_name
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks import literal_pruning
+from benchmarks.machine import cpu_name
 from rtprune import TokenLayout, prune, prune_batch, text_density
 from rtprune.modes import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "pruning.md"
-FONT = ROOT / "export" / "reference" / "fonts" / "DejaVuSansMono.ttf"
+FONT = ROOT / "training" / "fonts" / "DejaVuSansMono.ttf"
 HIDDEN = 1280  # of DeepSeek-OCR
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 # Mode, tile grid, colour of the ink.
@@ -159,7 +159,7 @@ def main() -> None:
     lines = [
         "# Pruning on one CPU core",
         "",
-        f"`python benchmarks/pruning.py`, {time.strftime('%Y-%m-%d')}. {cpu_name()}, one core, one thread{load}; "
+        f"`python -m benchmarks.pruning`, {time.strftime('%Y-%m-%d')}. {cpu_name()}, one core, one thread{load}; "
         f"Python {platform.python_version()}, {versions}.",
         "",
         f"Milliseconds of CPU time, medians of {rounds} rounds in which all sides took turns. Tokens are float32 "

@@ -1,6 +1,6 @@
 """The ablation: character error rate against retention, for every strategy and both ways to number positions.
 
-    python benchmarks/retention.py --modes tiny small --pages 40
+    python -m benchmarks.retention --modes tiny small --pages 40
 
 Renders pages of the reference checkpoint's kind with words that it was not trained on, encodes each once with the
 exported engines, and decodes its tokens as every variant leaves them. Writes benchmarks/results/retention.md,
@@ -26,21 +26,21 @@ from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from export.reference.checkpoint import SHARD
-from export.reference.evaluate import RECIPE, SEED, SHIPPED, page_size
-from export.reference.page import random_page
-from export.reference.targets import FREE
 from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
 from rtprune.config import Strategy
-from rtprune.decoder.engine import Engine, Output, PromptTokens, Sampling
-from rtprune.decoder.opening import open_engine
+from rtprune.decoder.engines.base import Engine, Output, PromptTokens, Sampling
+from rtprune.decoder.open import open_engine
 from rtprune.decoder.prompt import PromptWriter
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
+from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
-from rtprune.views import make_views
 from rtprune.vision.stage import VisionStage
+from training.evaluate import RECIPE, SEED, SHIPPED, page_size
+from training.model import SHARD
+from training.page import random_page
+from training.targets import FREE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -261,7 +261,7 @@ def main() -> None:
     lines = [
         "# Pruning against errors",
         "",
-        f"`python benchmarks/retention.py --modes {' '.join(arguments.modes)} --pages {arguments.pages}`, "
+        f"`python -m benchmarks.retention --modes {' '.join(arguments.modes)} --pages {arguments.pages}`, "
         f"{time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. Read by the small reference model that "
         "ships here, **not by DeepSeek-OCR**: rendered pages with words that it was not trained on, greedy decoding. "
         "Retention 1.0 is the unpruned page.",

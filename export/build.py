@@ -20,7 +20,7 @@ from typing import Any
 
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import sha256_of
-from rtprune.vision.engine import INPUT
+from rtprune.vision.engines.base import INPUT
 
 TRTLLM_VERSION = "1.2.1"
 KEY_FILE = "built_for.json"

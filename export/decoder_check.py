@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from export.checkpoint import Checkpoint
 from export.family import DECODER_PREFIXES, transformers_config
 from export.resources import require_memory
-from rtprune.decoder.torch_attention import Span, SpanAttention, allocate_kv
-from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.engines.torch.attention import Span, SpanAttention, allocate_kv
+from rtprune.decoder.engines.torch.model import TorchDecoder
 
 VISUAL, TEXT, AFTER = 273, 27, 50  # a base page without pruning; 300 tokens in all, then what is decoded
 CHUNK = 256

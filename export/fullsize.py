@@ -58,8 +58,8 @@ def write_checkpoint(folder: Path, scale: Scale) -> str:
     """Write the random checkpoint, with a tokenizer."""
     from export.published import CONFIG
     from export.random_checkpoint import write_random_checkpoint
-    from export.reference.config import published_config
-    from export.reference.tokenizer import build_tokenizer, save_tokenizer
+    from training.config import published_config
+    from training.tokenizer import build_tokenizer, save_tokenizer
 
     config = CONFIG if scale == "full" else published_config(build_tokenizer().get_vocab_size())
     count, parameters = write_random_checkpoint(folder, config)
@@ -71,7 +71,7 @@ def load_decoder(folder: Path) -> str:
     """Open the CPU decoder as the server does."""
     import torch
 
-    from rtprune.decoder.torch_model import TorchDecoder
+    from rtprune.decoder.engines.torch.model import TorchDecoder
 
     started = time.perf_counter()
     model = TorchDecoder(folder, torch.bfloat16, torch.device("cpu"))

@@ -90,7 +90,7 @@ def _reference(
     from export.torch_reference import content_tokens
     from rtprune.decoder.prompt import PromptWriter
     from rtprune.settings import Settings
-    from rtprune.vision.arrange import arrange
+    from rtprune.vision.sequence import arrange
 
     decoder = sources.checkpoint.architecture.decoder
     tokenizer = Tokenizer.from_file(str(sources.checkpoint.folder / "tokenizer.json"))

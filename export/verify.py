@@ -93,8 +93,8 @@ def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: N
     `model` is transformers'; it computes one image, because it takes most of a verification's time.
     """
     from export.torch_reference import content_tokens
-    from rtprune.vision.engine import INPUT, OUTPUT
-    from rtprune.vision.onnxruntime_engine import new_session
+    from rtprune.vision.engines.base import INPUT, OUTPUT
+    from rtprune.vision.engines.onnxruntime import new_session
 
     expected = content_tokens(model, images[:1])
     session = new_session(manifest.path(entry.file), 0)
@@ -115,7 +115,7 @@ def _decoder(manifest: Manifest, sources: Sources) -> Check:
     """Every weight of the decoder, read back and compared with the checkpoint's value in the same precision."""
     import torch
 
-    from rtprune.decoder.torch_weights import WeightFiles
+    from rtprune.decoder.engines.torch.weights import WeightFiles
 
     checkpoint, entry = sources.checkpoint, manifest.decoder
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[entry.precision]

@@ -20,7 +20,7 @@ from export.onnx_graph import GraphWriter, WeightFile
 from export.position_tables import one_hot, relative_positions, resize_positions
 from rtprune.errors import InvalidInput
 from rtprune.modes import BLOCK
-from rtprune.vision.engine import INPUT, OUTPUT
+from rtprune.vision.engines.base import INPUT, OUTPUT
 
 SAM, CLIP, PROJECTOR = "model.sam_model", "model.vision_model", "model.projector.layers"
 SAM_EPSILON, CLIP_EPSILON = 1e-6, 1e-5

@@ -1,1 +1,1 @@
-"""Everything Triton-specific that is not a model: tensor adapter, metrics, launcher."""
+"""What is Triton's: `triton` is what models use inside it, `launcher` starts and watches it."""

@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """The reference checkpoint that ships with the project."""
-    return ROOT / "export" / "reference" / "checkpoint"
+    return ROOT / "training" / "checkpoint"
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,8 @@ def engines(checkpoint: Path) -> Path:
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the reference's sizes with random weights as large as trained ones, so that errors show."""
     from export.random_checkpoint import write_random_checkpoint
-    from export.reference.config import published_config
-    from export.reference.tokenizer import build_tokenizer, save_tokenizer
+    from training.config import published_config
+    from training.tokenizer import build_tokenizer, save_tokenizer
 
     folder = tmp_path_factory.mktemp("random-checkpoint")
     write_random_checkpoint(folder, published_config(build_tokenizer().get_vocab_size()), seed=1)

@@ -1,3 +1,3 @@
 """The decoder stage: prompt, engines, and what turns token ids into text."""
 
-from rtprune.decoder.opening import open_service as open_service
+from rtprune.decoder.open import open_service as open_service

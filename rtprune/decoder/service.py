@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rtprune.decoder.deadlines import Deadlines
 from rtprune.decoder.detokenizer import Detokenizer, TokenBytes
-from rtprune.decoder.engine import Engine, EngineStats, Output, PromptTokens, RequestId, Sampling
+from rtprune.decoder.engines.base import Engine, EngineStats, Output, PromptTokens, RequestId, Sampling
 from rtprune.decoder.prompt import output_room
 from rtprune.decoder.repetition import RepetitionGuard, RepetitionLimits
 from rtprune.decoder.special_tokens import SpecialTokens

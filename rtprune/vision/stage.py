@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rtprune.errors import EngineError, InvalidInput, OcrError
 from rtprune.modes import TILE_SIDE
-from rtprune.vision.arrange import Tokens, arrange
-from rtprune.vision.engine import VisionEngine, open_engine
+from rtprune.vision.engines.base import VisionEngine, open_engine
+from rtprune.vision.sequence import Tokens, arrange
 
 if TYPE_CHECKING:
     from rtprune.manifest import Manifest

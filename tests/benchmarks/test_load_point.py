@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from load_pages import LoadPage, rendered_pages, write_input_data
-from load_point import DOORS, Load, check_options, measure, percentiles, reason
-from load_profile import Profile, read_profile, read_report
-from load_stages import STAGES
-from overload import burst
-from perf_analyzer import PerfAnalyzer
 
-from client import ClientSettings, OcrClient, OcrOptions
+from benchmarks.load_pages import LoadPage, rendered_pages, write_input_data
+from benchmarks.load_point import DOORS, Load, check_options, measure, percentiles, reason
+from benchmarks.load_profile import Profile, read_profile, read_report
+from benchmarks.load_stages import STAGES
+from benchmarks.overload import burst
+from benchmarks.perf_analyzer import PerfAnalyzer
+from deepseek_ocr_client import ClientSettings, OcrClient, OcrOptions
 from rtprune.errors import EngineError, InvalidInput
 from tests.serving.calls import FREE_OCR
 from tests.serving.running import RunningServer

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from load_point import DOORS, Point
-from load_report import cell, markdown, rounded, write
-from load_result import Result
-from load_stages import StageUse, between
-from load_test import levels, main
-from overload import Overload
-from perf_analyzer import PerfAnalyzer
 
+from benchmarks.load_point import DOORS, Point
+from benchmarks.load_report import cell, markdown, rounded, write
+from benchmarks.load_result import Result
+from benchmarks.load_stages import StageUse, between
+from benchmarks.load_test import levels, main
+from benchmarks.overload import Overload
+from benchmarks.perf_analyzer import PerfAnalyzer
 from rtprune.errors import InvalidInput
 from tests.serving.running import RunningServer, free_ports
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import perf_analyzer
 import pytest
-from perf_analyzer import PerfAnalyzer, find_perf_analyzer
 
+from benchmarks import perf_analyzer
+from benchmarks.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from rtprune.errors import EngineError, Unavailable
 
 

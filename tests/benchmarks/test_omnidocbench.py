@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.serving.running import ROOT, RunningServer
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("omnidocbench", ROOT / "benchmarks" / "omnidocbench.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["omnidocbench"] = module
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import omnidocbench as bench
+from tests.serving.running import RunningServer
 
 
 def entry(image: str, language: str, *blocks: dict[str, object]) -> dict[str, object]:
@@ -61,26 +48,25 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_truth_is_the_pages_words_in_reading_order(bench: ModuleType, dataset: Path) -> None:
+def test_the_truth_is_the_pages_words_in_reading_order(dataset: Path) -> None:
     first, second = bench.read_truth(dataset / "OmniDocBench.json")
     assert (first.image, first.language, first.words) == ("a (1).pdf_1.jpg", "EN", "Firstsecondpart")
     assert (second.language, second.words) == ("ZH", "ab1")
 
 
-def test_distances(bench: ModuleType) -> None:
+def test_distances() -> None:
     assert bench.page_distance("# First\n\nsecond **part**", "Firstsecondpart") == 0
     assert bench.page_distance(None, "abc") == 1
     assert bench.page_distance("", "") == 0
     assert bench.page_distance("abd", "abc") == pytest.approx(1 / 3)
 
 
-def test_retentions(bench: ModuleType) -> None:
+def test_retentions() -> None:
     assert bench.parse_retentions("off, dynamic,0.70") == {"off": 1.0, "dynamic": None, "r=0.7": 0.7}
 
 
 @pytest.mark.serving
 def test_both_settings_are_read_scored_and_left_for_the_evaluation(
-    bench: ModuleType,
     dataset: Path,
     ocr_server: RunningServer,
     tmp_path: Path,
@@ -106,7 +92,7 @@ def test_both_settings_are_read_scored_and_left_for_the_evaluation(
 
 
 def test_a_folder_that_is_no_data_set_gets_a_sentence(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench.main([str(tmp_path), "--output", str(tmp_path / "out")]) != 0
     assert "OmniDocBench.json" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from client import ClientSettings, OcrClient
+from deepseek_ocr_client import ClientSettings, OcrClient
 from tests.serving.running import ROOT, RunningServer
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,7 +65,7 @@ def environment(server: RunningServer | None, **more: str) -> dict[str, str]:
 
 def command(*arguments: object) -> list[str]:
     """The command line's words."""
-    return [sys.executable, "-m", "client", *map(str, arguments)]
+    return [sys.executable, "-m", "deepseek_ocr_client", *map(str, arguments)]
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from client.documents import Page
-from client.geometry import Layout
-from client.result import OcrResult, Timings
+from deepseek_ocr_client.documents import Page
+from deepseek_ocr_client.geometry import Layout
+from deepseek_ocr_client.result import OcrResult, Timings
 
 PAGE_TEXT = (
     "<|ref|>title<|/ref|><|det|>[[100, 50, 900, 100]]<|/det|>\n# A title\n\n"

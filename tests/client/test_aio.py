@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from client import AsyncOcrClient, ClientSettings, InvalidRequest, OcrClient, OcrOptions, ServerUnavailable
+from deepseek_ocr_client import (
+    AsyncOcrClient,
+    ClientSettings,
+    InvalidRequest,
+    OcrClient,
+    OcrOptions,
+    ServerUnavailable,
+)
 from tests.client.conftest import LONG
 from tests.client.pdf_files import text_pages
 from tests.client.test_ocr import SHORT, cancelled

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from client import ClientSettings, OcrClient, OcrOptions, ServerUnavailable
-from client.batch import Batch, Report
-from client.errors import ExitCode
-from client.inputs import find_sources
-from client.journal import NAME
-from client.layouts import DocumentLayout
+from deepseek_ocr_client import ClientSettings, OcrClient, OcrOptions, ServerUnavailable
+from deepseek_ocr_client.batch import Batch, Report
+from deepseek_ocr_client.errors import ExitCode
+from deepseek_ocr_client.inputs import find_sources
+from deepseek_ocr_client.journal import NAME
+from deepseek_ocr_client.layouts import DocumentLayout
 from tests.client.conftest import Run, command, environment
 from tests.client.forwarder import Forwarder
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages

@@ -13,8 +13,8 @@ import pypdfium2 as pdfium
 import pytest
 from PIL import Image
 
-from client.cli.report import harmless
-from client.errors import ExitCode
+from deepseek_ocr_client.cli.report import harmless
+from deepseek_ocr_client.errors import ExitCode
 from tests.client.conftest import LONG, Run, command, environment
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
 from tests.serving.running import ROOT, RunningServer
@@ -176,7 +176,7 @@ def test_a_terminal_gets_no_escape_sequences() -> None:
     assert (
         harmless("a\tb\nc\x1b]0;title\x07\x9b31m\x7f é漢") == "a\tb\nc\ufffd]0;title\ufffd\ufffd31m\ufffd é漢"
     )
-    code = "from client.cli.report import write; write('x\\x1b[31my')"
+    code = "from deepseek_ocr_client.cli.report import write; write('x\\x1b[31my')"
     near, far = os.openpty()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=far, check=True)
     assert os.read(near, 100) == "x\ufffd[31my".encode()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from client.connection import Backoff, Target, Tls, triton_error
-from client.errors import (
+from deepseek_ocr_client.connection import Backoff, Target, Tls, triton_error
+from deepseek_ocr_client.errors import (
     AccessDenied,
     ClientError,
     ExitCode,
@@ -19,7 +19,7 @@ from client.errors import (
     ServerUnavailable,
     TimeLimitExceeded,
 )
-from client.settings import ClientSettings
+from deepseek_ocr_client.settings import ClientSettings
 
 TARGET = Target.of("example:8001")
 

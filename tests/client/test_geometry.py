@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.errors import ServerFailed
-from client.geometry import Layout, Rectangle, TokenMap, to_pixels
-from client.tags import Box
+from deepseek_ocr_client.errors import ServerFailed
+from deepseek_ocr_client.geometry import Layout, Rectangle, TokenMap, to_pixels
+from deepseek_ocr_client.tags import Box
 
 
 def test_boxes_are_fractions_of_the_page() -> None:

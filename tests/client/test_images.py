@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.documents import open_document
-from client.errors import InvalidRequest
-from client.images import encode_image, flatten, open_image
-from client.settings import ClientSettings
+from deepseek_ocr_client.documents import open_document
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.images import encode_image, flatten, open_image
+from deepseek_ocr_client.settings import ClientSettings
 
 SETTINGS = ClientSettings()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.markdown import MarkdownStream, to_markdown
-from client.tags import RegionTag, TagParser, parse
+from deepseek_ocr_client.markdown import MarkdownStream, to_markdown
+from deepseek_ocr_client.tags import RegionTag, TagParser, parse
 from tests.client.conftest import command, environment
 from tests.client.pdf_files import text_pages
 from tests.client.test_batch import no_leftovers, pages, wait_for_pages

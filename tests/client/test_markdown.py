@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.markdown import MarkdownStream, labels_are_text, segments, to_markdown
-from client.tags import Box, RegionTag, parse
+from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text, segments, to_markdown
+from deepseek_ocr_client.tags import Box, RegionTag, parse
 from tests.client.test_tags import outputs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import (
+from deepseek_ocr_client import (
     ClientSettings,
     InvalidRequest,
     MarkdownStream,

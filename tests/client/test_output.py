@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.errors import InvalidRequest
-from client.evaluation import for_evaluation
-from client.inputs import Source, find_sources
-from client.journal import NAME, Journal
-from client.layouts import DocumentLayout, OmniDocBenchLayout, prediction_name
-from client.output import atomic_write, safe_name
-from client.settings import ClientSettings
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.evaluation import for_evaluation
+from deepseek_ocr_client.inputs import Source, find_sources
+from deepseek_ocr_client.journal import NAME, Journal
+from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, prediction_name
+from deepseek_ocr_client.output import atomic_write, safe_name
+from deepseek_ocr_client.settings import ClientSettings
 from tests.client.results import make_page, make_picture, make_result
 
 SETTINGS = ClientSettings()

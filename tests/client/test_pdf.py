@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.documents import Page, open_document, parse_pages
-from client.errors import InvalidRequest
-from client.settings import ClientSettings
+from deepseek_ocr_client.documents import Page, open_document, parse_pages
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.settings import ClientSettings
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
 
 SETTINGS = ClientSettings()

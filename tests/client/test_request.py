@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferInput
 
-from client.errors import InvalidRequest, ServerFailed
-from client.request import OcrOptions, ResultBuilder, build_inputs
-from client.tags import Box
+from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
+from deepseek_ocr_client.request import OcrOptions, ResultBuilder, build_inputs
+from deepseek_ocr_client.tags import Box
 
 
 class Answer:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.score import character_error_rate, edit_distance, normalized_edit_distance
+from deepseek_ocr_client.score import character_error_rate, edit_distance, normalized_edit_distance
 
 
 def textbook(left: str, right: str) -> int:

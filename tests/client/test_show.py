@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.geometry import Layout
-from client.show.colors import color_of
-from client.show.draw import DIMMED, GAP, draw_result
-from client.show.html import Shown, render_html
-from client.show.tokens import views_of
+from deepseek_ocr_client.geometry import Layout
+from deepseek_ocr_client.show.colors import color_of
+from deepseek_ocr_client.show.draw import DIMMED, GAP, draw_result
+from deepseek_ocr_client.show.html import Shown, render_html
+from deepseek_ocr_client.show.tokens import views_of
 from tests.client.results import BASE, GUNDAM, make_picture, make_result
 
 

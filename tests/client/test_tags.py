@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from client.tags import MAX_DETECTION, MAX_LABEL, Box, RegionTag, TagParser, parse, parse_boxes
+from deepseek_ocr_client.tags import MAX_DETECTION, MAX_LABEL, Box, RegionTag, TagParser, parse, parse_boxes
 
 TITLE = "<|ref|>title<|/ref|><|det|>[[10, 20, 300, 40]]<|/det|>"
 

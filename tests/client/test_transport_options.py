@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from client import AsyncOcrClient, ClientSettings, InvalidRequest, OcrClient, ServerUnavailable, Tls
+from deepseek_ocr_client import (
+    AsyncOcrClient,
+    ClientSettings,
+    InvalidRequest,
+    OcrClient,
+    ServerUnavailable,
+    Tls,
+)
 from tests.client.forwarder import Forwarder
 from tests.client.test_ocr import SHORT
 from tests.serving.running import RunningServer

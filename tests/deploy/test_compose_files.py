@@ -18,9 +18,9 @@ import yaml
 from export.__main__ import parser as export_parser
 from rtprune.modes import MODES
 from rtprune.settings import Settings
-from server import tritonserver
-from server.__main__ import _parser as server_parser
-from server.settings import ServerSettings
+from server.launcher import tritonserver
+from server.launcher.cli import _parser as server_parser
+from server.launcher.settings import ServerSettings
 from tests.deploy.engine import ROOT
 from tests.deploy.stack import FILES, PROXY_FILES, compose_command, without_compose_settings
 
@@ -275,7 +275,7 @@ def test_requirements_leave_what_is_there_as_it_is(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     frozen = tmp_path / "frozen.txt"
-    line = [sys.executable, "-S", str(script), "serve", "client", "--lacking", "--frozen", str(frozen)]
+    line = [sys.executable, "-S", str(script), "serve", "--lacking", "--frozen", str(frozen)]
     line += ["--without", "torch,nvidia-pytriton", "--project", str(ROOT / "pyproject.toml")]
     line += ["--constraints", str(ROOT / "constraints.txt")]
     env = os.environ | {"PYTHONPATH": str(site)}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from client import OcrClient
-from client.score import character_error_rate
-from server.settings import ServerSettings
+from deepseek_ocr_client import OcrClient
+from deepseek_ocr_client.score import character_error_rate
+from server.launcher.settings import ServerSettings
 from tests.deploy.engine import ROOT
 from tests.deploy.stack import Stack
 

@@ -16,8 +16,8 @@ import yaml
 from export.__main__ import job_of
 from export.__main__ import parser as export_parser
 from rtprune.settings import Settings
-from server.__main__ import _parser as server_parser
-from server.settings import ServerSettings
+from server.launcher.cli import _parser as server_parser
+from server.launcher.settings import ServerSettings
 from tests.serving.running import RunningServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -22,13 +22,13 @@ import tritonclient.grpc as triton
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from client import AccessDenied, OcrClient, OcrOptions
-from client.batch import Batch, Report
-from client.connection import Tls
-from client.errors import ClientError
-from client.inputs import find_sources
-from client.layouts import DocumentLayout
-from client.score import character_error_rate
+from deepseek_ocr_client import AccessDenied, OcrClient, OcrOptions
+from deepseek_ocr_client.batch import Batch, Report
+from deepseek_ocr_client.connection import Tls
+from deepseek_ocr_client.errors import ClientError
+from deepseek_ocr_client.inputs import find_sources
+from deepseek_ocr_client.layouts import DocumentLayout
+from deepseek_ocr_client.score import character_error_rate
 from tests.client.pdf_files import text_pages
 from tests.deploy.engine import ROOT, Engine
 from tests.deploy.images import provide_nginx

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.random_checkpoint import write_random_checkpoint
-from export.reference.config import published_config
+from training.config import published_config
 
 DECODER = {
     "hidden_size": 1024,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rtprune.vision.engine import INPUT, OUTPUT
+from rtprune.vision.engines.base import INPUT, OUTPUT
 
 
 def write_graph(path: Path, side: int = 128, hidden: int = 8, kind: int = TensorProto.FLOAT) -> Path:

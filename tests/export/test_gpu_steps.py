@@ -17,7 +17,7 @@ from export import build, pipeline, verify_engines
 from export.__main__ import main
 from export.references import DECODER, PROMPTS, VISION
 from export.verify_engines import compare_decoder, compare_vision, first_difference
-from rtprune.decoder.torch_engine import open_torch_engine
+from rtprune.decoder.engines.torch.engine import open_torch_engine
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import Manifest
 from rtprune.vision import tensorrt_engine

@@ -12,10 +12,10 @@ from export.checkpoint import Checkpoint
 from export.onnx_graph import WeightFile
 from export.operators import ELEMENT_TYPES, check_graph, operator_table, require_supported
 from export.random_checkpoint import write_random_checkpoint
-from export.reference.config import published_config
 from export.vision_graph import GraphSettings, write_vision_graph
 from rtprune.errors import EngineError
 from rtprune.modes import MODES
+from training.config import published_config
 
 FLOAT, HALF, INT64, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.UINT8
 

@@ -7,8 +7,8 @@ from math import prod
 import torch
 
 from export.published import CONFIG, PARAMETERS, TENSORS, tensors
-from export.reference.checkpoint import new_model, published_weights
-from export.reference.config import published_config
+from training.config import published_config
+from training.model import new_model, published_weights
 
 
 def test_the_published_counts():

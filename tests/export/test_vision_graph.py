@@ -19,7 +19,7 @@ from export.operators import check_graph
 from export.verify import TOLERANCE, relative_error
 from export.vision_graph import GraphSettings, block_count, write_vision_graph
 from rtprune.errors import InvalidInput
-from rtprune.vision.engine import INPUT, OUTPUT
+from rtprune.vision.engines.base import INPUT, OUTPUT
 
 SIDES = (512, 640, 1024, 1280)
 SETTINGS = {

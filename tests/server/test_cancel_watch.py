@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.cancel import CancelWatch
+from server.triton.cancel import CancelWatch
 
 
 @pytest.fixture

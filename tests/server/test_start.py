@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from rtprune.errors import Unavailable
-from server import launch, tritonserver
-from server.__main__ import main
-from server.process import ServerProcess
-from server.settings import ServerSettings
+from server.launcher import launch, tritonserver
+from server.launcher.cli import main
+from server.launcher.process import ServerProcess
+from server.launcher.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -24,9 +24,9 @@ def test_a_killed_stub_ends_the_server(engines: Path, tmp_path: Path) -> None:
     server.start()
     processes = server.processes()
     server.stubs()["vision"].send_signal(signal.SIGKILL)
-    assert server.process is not None
-    metrics.wait_for(lambda: server.process.poll() is not None, 60)  # Triton alone would never end
-    assert server.process.returncode == 1
+    assert server.launcher.process is not None
+    metrics.wait_for(lambda: server.launcher.process.poll() is not None, 60)  # Triton alone would never end
+    assert server.launcher.process.returncode == 1
     assert "The process of the model vision (pid" in server.log()
     assert not any(process.is_running() for process in processes)
     assert shared_memory() <= memory, "shared memory was given back"

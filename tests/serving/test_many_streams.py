@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from client import AsyncOcrClient, ClientSettings, OcrOptions
+from deepseek_ocr_client import AsyncOcrClient, ClientSettings, OcrOptions
 from tests.serving import calls
 from tests.serving.running import RunningServer
 from tests.serving.test_modes import page

@@ -1,13 +1,13 @@
 """Generates the text of every page that is admitted, streams it, and takes the control call CANCEL."""
 
-from rtprune.decoder.engine import PromptTokens
-from rtprune.decoder.opening import open_service
+from rtprune.decoder.engines.base import PromptTokens
+from rtprune.decoder.open import open_service
 from rtprune.decoder.service import GenerationRequest
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from server import backend
-from server.decoder_metrics import DecoderMetrics
-from server.outbox import Outbox, Page
+from server.triton import backend
+from server.triton.decoder_metrics import DecoderMetrics
+from server.triton.stream_writer import Outbox, Page
 
 
 class TritonPythonModel:

@@ -10,15 +10,15 @@ import triton_python_backend_utils as pb_utils
 
 from rtprune.errors import OcrError, Unavailable
 from rtprune.settings import settings
-from server import backend, collect
-from server.cancel import CancelWatch
+from server.triton import backend, bls
+from server.triton.cancel import CancelWatch
 
 INPUTS = ("IMAGE", "PROMPT", "MODE", "RETENTION", "MAX_TOKENS", "NO_REPEAT_NGRAM", "TIME_LIMIT")
 
 
 def cancel(ticket):
     try:
-        list(collect.stream("decoder", {"CANCEL": backend.text(ticket)}, ("FINISH_REASON",), ticket))
+        list(bls.stream("decoder", {"CANCEL": backend.text(ticket)}, ("FINISH_REASON",), ticket))
     except OcrError as error:
         backend.log("cancel failed", "stream", ticket, level="warning", error=str(error))
 
@@ -62,12 +62,12 @@ class TritonPythonModel:
         with self.encoding:
             if self.watch.cancelled(ticket):
                 return
-            encoded = collect.call("encode", inputs, collect.PROMPT, request.request_id())
+            encoded = bls.call("encode", inputs, bls.PROMPT, request.request_id())
         if self.watch.cancelled(ticket):
             return
         prompt = {tensor.name(): tensor.as_numpy() for tensor in encoded.output_tensors()}
         prompt["TICKET"] = backend.text(ticket)
-        for answer in collect.stream("decoder", prompt, collect.ANSWER, request.request_id()):
+        for answer in bls.stream("decoder", prompt, bls.ANSWER, request.request_id()):
             if not self.watch.cancelled(ticket):
                 sender.send(pb_utils.InferenceResponse(answer.output_tensors()))
 

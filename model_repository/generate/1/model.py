@@ -7,7 +7,7 @@ import triton_python_backend_utils as pb_utils
 
 from rtprune.errors import EngineError
 from rtprune.settings import settings
-from server import backend, collect
+from server.triton import backend, bls
 
 
 class TritonPythonModel:
@@ -29,10 +29,10 @@ class TritonPythonModel:
         del tensors
 
     def compute(self, request):
-        inputs = {name: backend.required(request, name) for name in collect.PROMPT}
+        inputs = {name: backend.required(request, name) for name in bls.PROMPT}
         inputs["STREAM"] = np.array([False])
         outputs = {}
-        for answer in collect.stream("decoder", inputs, collect.ANSWER, request.request_id()):
+        for answer in bls.stream("decoder", inputs, bls.ANSWER, request.request_id()):
             outputs |= {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
         if not outputs:
             raise EngineError("The decoder ended this page without an answer.")

@@ -7,13 +7,13 @@ import numpy as np
 from rtprune import TokenLayout, text_density
 from rtprune.decoder.prompt import check_prompt
 from rtprune.errors import InvalidInput
-from rtprune.image import decode
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
-from rtprune.request import DEFAULT_PROMPT, check_options
+from rtprune.preprocess.image import decode
+from rtprune.preprocess.options import DEFAULT_PROMPT, check_options
+from rtprune.preprocess.views import make_views
 from rtprune.settings import settings
-from rtprune.views import make_views
-from server import backend
+from server.triton import backend
 
 
 def _string(request, name):

@@ -8,7 +8,7 @@ from rtprune import PruneConfig, TokenLayout, prune
 from rtprune.decoder.prompt import PromptWriter
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from server import backend
+from server.triton import backend
 
 
 class TritonPythonModel:

@@ -7,7 +7,7 @@ import numpy as np
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
 from rtprune.vision import VisionStage
-from server import backend
+from server.triton import backend
 
 
 class TritonPythonModel:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtprune.decoder.engine import Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.torch_engine import TorchEngine, open_torch_engine
+from rtprune.decoder.engines.base import Output, PromptTokens, RequestId, Sampling
+from rtprune.decoder.engines.torch.engine import TorchEngine, open_torch_engine
 
 PATIENCE = 60.0  # seconds after which a test gives up; nothing is judged by it
 

@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from rtprune.decoder.engine import Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.torch_engine import TorchEngine
-from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.engines.base import Output, PromptTokens, RequestId, Sampling
+from rtprune.decoder.engines.torch.engine import TorchEngine
+from rtprune.decoder.engines.torch.model import TorchDecoder
 from tests.rtprune.decoder.engine_calls import PATIENCE, Ask, ask
 from tests.rtprune.decoder.random_weights import write_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtprune.decoder.kv_memory import ALIGNMENT, KvAllocator
+from rtprune.decoder.engines.torch.kv_memory import ALIGNMENT, KvAllocator
 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 400), st.integers(0, 50)), max_size=200)
 

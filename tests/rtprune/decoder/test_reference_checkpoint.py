@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from rtprune.decoder.special_tokens import SpecialTokens
-from rtprune.vision.arrange import arrange
+from rtprune.vision.sequence import arrange
 from tests.rtprune.decoder.engine_calls import Ask, start
 from tests.rtprune.decoder.transformers_decoder import TransformersDecoder
 
@@ -18,9 +18,9 @@ SIDES = (512, 640)  # tiny, small
 
 
 def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
-    from export.reference.checkpoint import load_checkpoint
-    from export.reference.page import Recipe, random_page
     from export.torch_reference import content_tokens
+    from training.model import load_checkpoint
+    from training.page import Recipe, random_page
 
     model, tokenizer = load_checkpoint(checkpoint)
     reference = TransformersDecoder(model)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from rtprune.decoder.engine import EngineStats, PromptTokens
+from rtprune.decoder.engines.base import EngineStats, PromptTokens
 from rtprune.decoder.service import DecoderService, GenerationRequest, Piece, Ticket
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.errors import EngineError, InvalidInput, Unavailable

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rtprune.decoder.engine import Output, PromptTokens, Sampling
-from rtprune.decoder.torch_engine import TorchEngine
-from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.engines.base import Output, PromptTokens, Sampling
+from rtprune.decoder.engines.torch.engine import TorchEngine
+from rtprune.decoder.engines.torch.model import TorchDecoder
 from rtprune.errors import EngineError, InvalidInput, Unavailable
 from tests.rtprune.decoder.engine_calls import PATIENCE, Ask, ask, start
 from tests.rtprune.decoder.random_weights import TINY, random_tensors, write_checkpoint

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from export import decoder_check
-from rtprune.decoder.torch_attention import Span, SpanAttention, allocate_kv
-from rtprune.decoder.torch_engine import TorchEngine
-from rtprune.decoder.torch_model import TorchDecoder
+from rtprune.decoder.engines.torch.attention import Span, SpanAttention, allocate_kv
+from rtprune.decoder.engines.torch.engine import TorchEngine
+from rtprune.decoder.engines.torch.model import TorchDecoder
 from tests.rtprune.decoder.engine_calls import Ask, start
 from tests.rtprune.decoder.random_weights import write_checkpoint
 from tests.rtprune.decoder.transformers_decoder import TransformersDecoder

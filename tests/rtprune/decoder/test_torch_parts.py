@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from rtprune.decoder.torch_attention import (
+from rtprune.decoder.engines.torch.attention import (
     GatherAttention,
     Span,
     SpanAttention,
     interleave_halves,
     rotary_table,
 )
-from rtprune.decoder.torch_experts import (
+from rtprune.decoder.engines.torch.experts import (
     DenseExperts,
     Experts,
     GroupedExperts,
@@ -24,7 +24,7 @@ from rtprune.decoder.torch_experts import (
     linear,
     row_multiple,
 )
-from rtprune.decoder.torch_weights import WeightFiles
+from rtprune.decoder.engines.torch.weights import WeightFiles
 from tests.rtprune.decoder.random_weights import write_checkpoint
 
 SPANS = [Span(0, 7, 1), Span(32, 30, 1), Span(64, 1, 1), Span(96, 31, 1)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rtprune.decoder.torch_model import TorchDecoder
-from rtprune.decoder.torch_weights import DecoderConfig, WeightFiles
+from rtprune.decoder.engines.torch.model import TorchDecoder
+from rtprune.decoder.engines.torch.weights import DecoderConfig, WeightFiles
 from rtprune.errors import EngineError
 from tests.rtprune.decoder.random_weights import write_checkpoint
 

@@ -17,7 +17,7 @@ import pytest
 from executor_bindings import DESCRIPTION, names, write_stubs
 
 ROOT = Path(__file__).resolve().parents[3]
-ENGINE = ROOT / "rtprune" / "decoder" / "trtllm_engine.py"
+ENGINE = ROOT / "rtprune" / "decoder" / "engines" / "trtllm.py"
 MISUSES = (
     "trtllm.Request([1], 5, True)",
     "trtllm.Request(input_token_ids=[1])",

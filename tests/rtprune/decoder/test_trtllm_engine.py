@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from simulated_executor import BLOCK, END, HIDDEN, VOCAB, Executor, install, score
 from test_ngram import brute_force
 
-from rtprune.decoder.engine import Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.trtllm_engine import TrtllmEngine
+from rtprune.decoder.engines.base import Output, PromptTokens, RequestId, Sampling
+from rtprune.decoder.engines.trtllm import TrtllmEngine
 from rtprune.errors import EngineError, InvalidInput, Unavailable
 
 NO_VISUAL = np.zeros((0, HIDDEN), np.float32)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.reference.config import DECODER
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest
 from rtprune.settings import Settings
 from rtprune.vision import open_engine
+from training.config import DECODER
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 
 from export.checkpoint import Checkpoint
 from export.family import special_token_ids
-from export.reference.config import DECODER
 from export.torch_reference import load_vision, sample_images
 from export.verify import relative_error
 from rtprune.decoder.special_tokens import IMAGE
@@ -19,6 +18,7 @@ from rtprune.manifest import Manifest
 from rtprune.modes import MODES
 from rtprune.settings import Settings
 from rtprune.vision import VisionStage
+from training.config import DECODER
 
 NO_TILES = np.empty((0, 640, 640, 3), np.uint8)
 

@@ -13,8 +13,8 @@ from onnx import TensorProto
 from export import build
 from export.build import BatchProfile, build_vision
 from rtprune.errors import EngineError
-from rtprune.vision.onnxruntime_engine import OnnxRuntimeEngine, new_session
-from rtprune.vision.tensorrt_engine import Cuda, TensorRTEngine
+from rtprune.vision.engines.onnxruntime import OnnxRuntimeEngine, new_session
+from rtprune.vision.engines.tensorrt import Cuda, TensorRTEngine
 from tests.export.described_tensorrt import described_tensorrt
 from tests.export.graphs import write_graph
 

@@ -1,0 +1,128 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from deepseek_ocr_client.connection import Tls
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.ocr import OcrClient
+from deepseek_ocr_client.request import OcrOptions
+from deepseek_ocr_client.settings import MODES, PROMPTS, ClientSettings
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Where the server is and how to talk to it."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--url",
+        help="host:port, grpc://, grpcs://, http:// or https:// (HTTP: no streaming); default %(default)s",
+        default=os.environ.get("DEEPSEEK_OCR_URL", ClientSettings().url),
+    )
+    group.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="time limit of a page, waiting included"
+    )
+    group.add_argument(
+        "--header", action="append", default=[], metavar="NAME=VALUE", help="sent with every request"
+    )
+    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificate authorities (PEM)")
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="client certificate (PEM)")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """What to ask the model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--mode", choices=MODES, help="how closely to look; default: the server's choice")
+    group.add_argument(
+        "--prompt", help=f"a prompt, or one of {', '.join(PROMPTS)}; default: markdown", metavar="TEXT"
+    )
+    group.add_argument(
+        "--retention",
+        type=float,
+        metavar="R",
+        help="share of the visual tokens to keep; 1 = all; default: chosen for each page",
+    )
+    group.add_argument("--max-tokens", type=int, metavar="N", help="output tokens at most")
+    group.add_argument(
+        "--no-repeat-ngram",
+        metavar="N,WINDOW",
+        help="no N tokens may repeat within the last WINDOW; 0,0 = off",
+    )
+    group.add_argument(
+        "--shared-memory", action="store_true", help="hand images over in shared memory (one host, gRPC)"
+    )
+
+
+def add_document(parser: argparse.ArgumentParser) -> None:
+    """How to read PDFs."""
+    group = parser.add_argument_group("PDF")
+    group.add_argument("--dpi", type=float, help="resolution of rendered pages; default 144")
+    group.add_argument("--password", help="password of protected files (or DEEPSEEK_OCR_PASSWORD)")
+
+
+def settings_of(arguments: argparse.Namespace) -> ClientSettings:
+    """The settings: environment first, options over them."""
+    given = {
+        name: value
+        for name in ("timeout", "dpi", "concurrency", "retries")
+        if (value := getattr(arguments, name, None)) is not None
+    }
+    if given.get("timeout") == 0:
+        raise InvalidRequest("--timeout must be more than 0 seconds.")
+    return replace(ClientSettings.from_env(), **given)
+
+
+def client_of(arguments: argparse.Namespace, settings: ClientSettings) -> OcrClient:
+    """A client for the server that the options name."""
+    headers = {}
+    for entry in arguments.header:
+        name, separator, value = entry.partition("=")
+        if not separator:
+            raise InvalidRequest(f"--header {entry!r} has no value.", "Write --header name=value.")
+        headers[name.strip()] = value.strip()
+    files = (arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
+    tls = Tls(*files) if any(files) else None
+    return OcrClient(
+        arguments.url,
+        tls=tls,
+        headers=headers,
+        shared_memory=getattr(arguments, "shared_memory", False),
+        settings=settings,
+    )
+
+
+def options_of(arguments: argparse.Namespace) -> OcrOptions:
+    """The request's options."""
+    return OcrOptions(
+        mode=arguments.mode,
+        prompt=prompt_of(arguments.prompt),
+        retention=arguments.retention,
+        max_tokens=arguments.max_tokens,
+        no_repeat_ngram=_ngram(arguments.no_repeat_ngram),
+    )
+
+
+def password_of(arguments: argparse.Namespace) -> str | None:
+    """The password for protected PDFs; the environment keeps it out of the process list."""
+    return arguments.password or os.environ.get("DEEPSEEK_OCR_PASSWORD")
+
+
+def prompt_of(written: str | None) -> str | None:
+    """The prompt by its short name, or as written, with the image's place in front where it has none."""
+    if written is None:
+        return None
+    prompt = PROMPTS.get(written, written)
+    return prompt if "<image>" in prompt else "<image>\n" + prompt
+
+
+def _ngram(written: str | None) -> tuple[int, int] | None:
+    if written is None:
+        return None
+    parts = written.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        raise InvalidRequest(f"--no-repeat-ngram {written!r} isn't N,WINDOW.", "Write it like 30,90.")
+    return int(parts[0]), int(parts[1])

@@ -1,0 +1,98 @@
+"""What a batch reads: files, folders and patterns -> documents, each with a name of its own."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepseek_ocr_client.documents import SUFFIXES
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.output import safe_name
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document to read; `name` is its path in the output folder, without a suffix, with / between parts."""
+
+    path: Path
+    name: str
+
+    def digest(self) -> str:
+        """SHA-256 of the file, so that a changed file is read again and a moved one isn't."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InvalidRequest(f"{self.path} can't be read: {error.strerror or error}.") from None
+
+
+def find_sources(inputs: Iterable[str]) -> list[Source]:
+    """Documents of files, folders (searched whole) and patterns (`scans/**/*.pdf`), each once, in order.
+
+    Raises `InvalidRequest` for an input that isn't there and a folder or pattern without documents.
+    """
+    found: dict[Path, str] = {}
+    for written in inputs:
+        before = len(found)
+        for path, name in _expand(written):
+            found.setdefault(path.resolve(), name)
+        if len(found) == before and not _known(written, found):
+            raise InvalidRequest(
+                f"There are no PDFs or images in {written}.", f"Looked for {', '.join(sorted(SUFFIXES))}."
+            )
+    return _unique([Source(path, name) for path, name in found.items()])
+
+
+def _known(written: str, found: dict[Path, str]) -> bool:
+    """Whether an input added nothing only because an earlier one held it."""
+    return any(path.resolve() in found for path, _ in _expand(written))
+
+
+def _expand(written: str) -> Iterator[tuple[Path, str]]:
+    path = Path(written).expanduser()
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if _is_document(file) and not _hidden(file.relative_to(path)):
+                yield file, _name(file.relative_to(path))
+    elif path.exists():
+        yield path, _name(Path(path.name))
+    elif glob.has_magic(written):
+        for match in sorted(glob.glob(str(path), recursive=True)):
+            if _is_document(Path(match)):
+                yield Path(match), _name(Path(Path(match).name))
+    else:
+        raise InvalidRequest(f"There is no file {written}.")
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _name(relative: Path) -> str:
+    return "/".join([*(safe_name(part) for part in relative.parts[:-1]), safe_name(relative.stem)])
+
+
+def _unique(sources: list[Source]) -> list[Source]:
+    """Names made different: `report` twice becomes `report-pdf` and `report-png`, then `report-pdf-2`."""
+    counts = Counter(source.name.casefold() for source in sources)
+    taken: set[str] = set()
+    result = []
+    for source in sources:
+        name = source.name
+        if counts[name.casefold()] > 1:
+            name = f"{name}-{safe_name(source.path.suffix.lower()[1:] or 'file')}"
+        candidate, number = name, 1
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.add(candidate.casefold())
+        result.append(Source(source.path, candidate))
+    return result

@@ -1,0 +1,165 @@
+"""Output folders: one Markdown a document with its figures, or OmniDocBench's one file a page."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from deepseek_ocr_client.documents import Page
+from deepseek_ocr_client.errors import ClientError
+from deepseek_ocr_client.evaluation import for_evaluation
+from deepseek_ocr_client.output import atomic_write, save_page
+from deepseek_ocr_client.result import OcrResult
+from deepseek_ocr_client.settings import ClientSettings
+
+PREDICTIONS = "predictions"
+PageText = Callable[[int], str | None]
+
+
+def page_break(number: int) -> str:
+    """What stands before page `number` of a document's Markdown: a rule, and a comment that can be found."""
+    return f"\n\n---\n\n<!-- page {number} -->\n\n"
+
+
+class OutputLayout(Protocol):
+    """How a batch's pages become files."""
+
+    kind: str
+
+    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+        """Write what belongs to a page alone; returns its Markdown."""
+
+    def finish(
+        self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
+    ) -> None:
+        """Write what belongs to the whole document: `text(page)` of `pages`, None for one that failed."""
+
+    def is_written(self, name: str, path: Path, page_count: int) -> bool:
+        """Whether the document's files are there."""
+
+    def discard(self, name: str, path: Path, page_count: int) -> None:
+        """Remove them, because pages of the document are read again."""
+
+
+class DocumentLayout:
+    """`NAME.md` with page breaks, `images/NAME/page-0001-figure-1.jpg` beside it."""
+
+    kind = "documents"
+
+    def __init__(self, folder: Path, settings: ClientSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._one_at_a_time = threading.Lock()  # a decoded page may have 60 MB
+
+    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+        """Crop and write the page's figures."""
+        with self._one_at_a_time:
+            return save_page(self._folder, name, page, result, self._settings)
+
+    def finish(
+        self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
+    ) -> None:
+        """Write the Markdown, one page in memory at a time."""
+        with atomic_write(self._markdown(name)) as file:
+            for number in pages:
+                if number != pages[0]:
+                    file.write(page_break(number).encode())
+                page = text(number)
+                if page is None:
+                    page = f"<!-- page {number} couldn't be read: {_in_comment(str(failed.get(number)))} -->"
+                file.write(page.strip().encode("utf-8", "replace"))
+            file.write(b"\n")
+
+    def is_written(self, name: str, path: Path, page_count: int) -> bool:
+        """Whether the Markdown is there."""
+        return self._markdown(name).is_file()
+
+    def discard(self, name: str, path: Path, page_count: int) -> None:
+        """Remove the Markdown; figures are written over."""
+        self._markdown(name).unlink(missing_ok=True)
+
+    def _markdown(self, name: str) -> Path:
+        return self._folder / f"{name}.md"
+
+
+class OmniDocBenchLayout:
+    """`predictions/IMAGE.md`, flat, as OmniDocBench's end-to-end evaluation looks for them.
+
+    It takes an image's file name without its last four characters, then tries the whole name
+    (`dataset/end2end_dataset.py`). Figures are left out, as the evaluation has no use for them.
+    """
+
+    kind = "omnidocbench"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / PREDICTIONS
+
+    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+        """Nothing to write for a page alone."""
+        return for_evaluation(result)
+
+    def finish(
+        self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
+    ) -> None:
+        """Write a file a page; a failed page has none, so that it counts as missing."""
+        for number in pages:
+            page = text(number)
+            if page is not None:
+                with atomic_write(self._prediction(path, number, len(pages))) as file:
+                    file.write(page.encode("utf-8", "replace"))
+
+    def is_written(self, name: str, path: Path, page_count: int) -> bool:
+        """Whether every page's file is there."""
+        return all(
+            self._prediction(path, number, page_count).is_file() for number in range(1, page_count + 1)
+        )
+
+    def discard(self, name: str, path: Path, page_count: int) -> None:
+        """Remove the pages' files."""
+        for number in range(1, page_count + 1):
+            self._prediction(path, number, page_count).unlink(missing_ok=True)
+
+    def _prediction(self, path: Path, number: int, page_count: int) -> Path:
+        return self._folder / prediction_name(path.name, number, page_count)
+
+
+def prediction_name(file_name: str, number: int = 1, page_count: int = 1) -> str:
+    """Name of a page's prediction: `IMAGE.md`, or `FILE_0001.md` for a page of a longer file."""
+    stem = file_name[:-4] if file_name[-4:-3] == "." else file_name
+    return f"{stem}.md" if page_count == 1 else f"{stem}_{number:04d}.md"
+
+
+class DocumentFiles:
+    """Output of a short document read by `ocr`: as `DocumentLayout`, and `NAME.jsonl` with a line a page."""
+
+    def __init__(self, folder: Path, name: str, settings: ClientSettings) -> None:
+        self._layout = DocumentLayout(folder, settings)
+        self._lines = folder / f"{name}.jsonl"
+        self._name = name
+        self._pages: dict[int, str] = {}
+        self._records: list[dict[str, Any]] = []
+        self._path = Path(name)
+
+    def add(self, page: Page, result: OcrResult) -> None:
+        """Write a page's figures and remember its text."""
+        self._path = page.document
+        markdown = self._layout.save_page(self._name, page, result)
+        self._pages[page.number] = markdown
+        record = {"document": str(page.document), "page": page.number, **result.to_dict()}
+        self._records.append({**record, "markdown": markdown})
+
+    def finish(self) -> None:
+        """Write the Markdown and the JSON lines."""
+        if not self._pages:
+            return
+        self._layout.finish(self._name, self._path, list(self._pages), self._pages.__getitem__, {})
+        with atomic_write(self._lines) as file:
+            for record in self._records:
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _in_comment(text: str) -> str:
+    return text.replace("--", "- -").replace(">", "")

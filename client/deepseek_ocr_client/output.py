@@ -1,0 +1,93 @@
+"""Files on disk: whole or not at all, with names that are safe everywhere; figures cropped from a page."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from deepseek_ocr_client.documents import Page
+from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.images import open_image
+from deepseek_ocr_client.result import OcrResult
+from deepseek_ocr_client.settings import ClientSettings
+from deepseek_ocr_client.tags import Box
+
+IMAGES = "images"
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|()\[\]#%]+|\s+")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it's complete and on disk.
+
+    Raises `InvalidRequest` where it can't be written (no room, no permission).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be written: {error.strerror or error}.") from None
+
+
+def _umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def document_name(path: Path) -> str:
+    """A document's name for its output files: the file's stem, without what links and shells trip over."""
+    return safe_name(path.stem)
+
+
+def safe_name(name: str) -> str:
+    """A file name that's safe on every system and inside a Markdown link; long ones are cut."""
+    cleaned = _UNSAFE.sub("_", name).strip(". ") or "document"
+    return cleaned.encode()[:150].decode(errors="ignore")
+
+
+def figure_path(name: str, page: int, number: int) -> str:
+    """Link of figure `number` of a page, relative to the Markdown file."""
+    return f"{IMAGES}/{name.rpartition('/')[2]}/page-{page:04d}-figure-{number}.jpg"
+
+
+def save_page(folder: Path, name: str, page: Page, result: OcrResult, settings: ClientSettings) -> str:
+    """Write a page's figures below `folder`; returns its Markdown with links to them.
+
+    `name` is the document's, with folders in it where the batch keeps a tree.
+    """
+    markdown, boxes = result.to_markdown(lambda number: figure_path(name, page.number, number))
+    if boxes:
+        picture = open_image(page.image, settings, f"Page {page.number} of {page.document}")
+        home = (folder / name).parent
+        for number, box in enumerate(boxes, start=1):
+            with atomic_write(home / figure_path(name, page.number, number)) as file:
+                file.write(_crop(picture, box, settings.figure_quality))
+    return markdown
+
+
+def _crop(picture: Image.Image, box: Box, quality: int) -> bytes:
+    left, top = min(box.x1, picture.width - 1), min(box.y1, picture.height - 1)
+    right, bottom = max(min(box.x2, picture.width), left + 1), max(min(box.y2, picture.height), top + 1)
+    buffer = io.BytesIO()
+    picture.crop((left, top, right, bottom)).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()

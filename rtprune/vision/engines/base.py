@@ -1,0 +1,61 @@
+"""The vision engine's interface, and opening the engine that the manifest names for an input side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtprune.errors import EngineError
+
+if TYPE_CHECKING:
+    from rtprune.manifest import Manifest, VisionEntry
+    from rtprune.settings import Settings
+
+INPUT = "images"
+OUTPUT = "tokens"
+"""Names of the input and output of every graph and plan that export writes."""
+
+
+class VisionEngine(Protocol):
+    """The encoder for one input side: SAM, CLIP and the projector."""
+
+    @property
+    def side(self) -> int:
+        """Pixels per side of an input."""
+        ...
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode RGB images, uint8 (B, side, side, 3), to content tokens, float32 (B, (side / 64)^2, hidden).
+
+        B is 1 or more. Called from one thread. Raises EngineError when the engine fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; it isn't used after that."""
+        ...
+
+
+def open_engine(manifest: Manifest, entry: VisionEntry, settings: Settings) -> VisionEngine:
+    """Open the engine of one side. Raises EngineError when its file can't be used here."""
+    if entry.engine == "onnxruntime":
+        from rtprune.vision.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine.open(manifest, entry, settings)
+    if entry.engine == "tensorrt":
+        from rtprune.vision.engines.tensorrt import TensorRTEngine
+
+        engine: VisionEngine = TensorRTEngine.open(manifest, entry, settings)
+        return engine
+    raise EngineError(f"There is no vision engine of the kind {entry.engine!r}.")
+
+
+def check_images(images: NDArray[np.uint8], side: int) -> None:
+    """Raise EngineError for a batch that no engine of this side can take."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
+        raise EngineError(
+            f"The {side} px encoder takes uint8 images of shape (B, {side}, {side}, 3), "
+            f"got {images.dtype} {tuple(images.shape)}."
+        )

@@ -1,0 +1,1 @@
+"""Starts, watches and stops Triton; the command line is `python -m server`."""
