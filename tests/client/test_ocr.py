@@ -221,10 +221,11 @@ def test_a_stream_that_breaks_after_its_first_piece_is_an_error(
 
 
 def test_connections_are_reused(ocr_server: RunningServer, page: Path) -> None:
-    with OcrClient(ocr_server.grpc_url) as client:
-        for _ in range(3):
-            client.ocr(page, **SHORT)
-        assert len(client.transport._idle) == 1  # type: ignore[attr-defined]
+    for scheme, target in (("grpc", ocr_server.grpc_url), ("http", ocr_server.http_url)):
+        with Forwarder(target) as gate, OcrClient(f"{scheme}://{gate.start().address}") as client:
+            for _ in range(3):
+                client.ocr(page, **SHORT)
+            assert gate.connections == 1
 
 
 def test_headers_are_sent(ocr_server: RunningServer, page: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepseek_ocr_client.documents import Page, open_document, parse_pages
+from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.settings import ClientSettings
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
 
