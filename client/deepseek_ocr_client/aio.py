@@ -335,11 +335,16 @@ class AsyncOcrClient:
         """Raise `ServerUnavailable` at once where no server answers, instead of trying again for a while."""
         await self.call("is_server_live")
 
+    async def disconnect(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        transport, self._transport = self._transport, None
+        if transport is not None and self._loop is asyncio.get_running_loop():
+            await transport.close()
+
     async def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        if self._transport is not None and self._loop is asyncio.get_running_loop():
-            await self._transport.close()
+        await self.disconnect()
 
     async def _encode(self, image: ImageInput) -> bytes:
         from deepseek_ocr_client.images import encode_image

@@ -1,7 +1,8 @@
 """An event loop in a thread of its own: there the asynchronous core runs for callers that are synchronous.
 
-One thread a process, started on first use and shared by all clients, because gRPC serves one loop best. A
-forked process starts its own; at the interpreter's end the requests under way are cancelled.
+One thread a process, started on first use and shared by all clients, because gRPC serves one loop best. At
+the interpreter's end the requests under way are cancelled. A forked process starts a thread of its own; gRPC
+can't be used there if its channels were open in the fork, so idle ones are closed before it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from deepseek_ocr_client.errors import RequestCancelled, ServerFailed
+from deepseek_ocr_client.errors import ClientError, RequestCancelled, ServerFailed
 
 Result = TypeVar("Result")
 
@@ -27,7 +28,10 @@ class Closable(Protocol):
     """What has connections in the loop."""
 
     async def close(self) -> None:
-        """Close them."""
+        """Close them for good."""
+
+    async def disconnect(self) -> None:
+        """Close them; the next request opens new ones."""
 
 
 class Call(Generic[Result]):
@@ -90,10 +94,23 @@ class LoopThread:
             with suppress(ServerFailed):  # closed with the interpreter
                 self.submit(closable.close())
 
+    def rest(self) -> bool:
+        """Close all connections, if no request is under way; returns whether that was done."""
+
+        async def disconnect() -> bool:
+            if len(asyncio.all_tasks()) > 1:
+                return False
+            for each in list(self.closables):
+                await each.disconnect()
+            return True
+
+        return self.submit(disconnect()).future.result(END_SECONDS)
+
     def stop(self) -> None:
         """End the loop and its thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(2 * END_SECONDS)
+        with suppress(RuntimeError):  # a forked process may ask twice
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(2 * END_SECONDS)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -115,11 +132,18 @@ class LoopThread:
 
 _lock = threading.Lock()
 _current: LoopThread | None = None
+_resting = True
+_forked_busy = False
 
 
 def loop_thread() -> LoopThread:
-    """This process's thread."""
+    """This process's thread; `ServerFailed` where a fork has left none that works."""
     global _current
+    if _forked_busy:
+        raise ServerFailed(
+            "This process was forked while its parent was reading pages, so it can't read any.",
+            "Fork before, or start processes with `spawn`.",
+        )
     with _lock:
         if _current is None:
             _current = LoopThread()
@@ -132,10 +156,18 @@ def _stop() -> None:
         _current.stop()
 
 
-def _forget() -> None:
-    global _lock, _current
-    _lock, _current = threading.Lock(), None
+def _before_fork() -> None:
+    global _resting
+    _resting = _current is None
+    if _current is not None:
+        with suppress(ClientError, TimeoutError):
+            _resting = _current.rest()
+
+
+def _after_fork() -> None:
+    global _lock, _current, _forked_busy
+    _lock, _current, _forked_busy = threading.Lock(), None, _forked_busy or not _resting
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import wait
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -208,7 +209,8 @@ class OcrClient:
                 while (result := self._start(following).result()) is not None:
                     yield result
             finally:
-                loop_thread().submit(results.aclose()).result()
+                with suppress(ServerFailed):  # the loop ended with the interpreter
+                    loop_thread().submit(results.aclose()).result()
 
     def read_page(self, page: Page, options: OcrOptions) -> PageResult:
         """Read a rendered page; a failure is returned, not raised."""
