@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from deepseek_ocr_client.images import ImageInput
     from deepseek_ocr_client.pages import Document
-    from deepseek_ocr_client.transport import Transport
+    from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
 Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
 """Reads a page, gives its text to the function piece by piece, and returns the whole."""
@@ -150,11 +150,11 @@ class AsyncOcrClient:
             raise InvalidRequest("Shared memory needs gRPC.", "Use a grpc:// address.")
         self.http_connections = self.settings.concurrency  # at most; 0 is no limit
         self._shared_memory = shared_memory
-        self._transport: Transport | None = None
+        self._transport: GrpcTransport | HttpTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    def _connect(self) -> Transport:
+    def _connect(self) -> GrpcTransport | HttpTransport:
         """The transport of the running loop; made on first use, as each brings a heavy library with it."""
         if self._closed:
             raise ServerFailed("This client is closed.")
@@ -163,14 +163,11 @@ class AsyncOcrClient:
             from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
             self._loop = loop
-            if self.endpoint.http:
-                self._transport = HttpTransport(
-                    self.endpoint, self.settings, connections=self.http_connections
-                )
-            else:
-                self._transport = GrpcTransport(
-                    self.endpoint, self.settings, shared_memory=self._shared_memory
-                )
+            self._transport = (
+                HttpTransport(self.endpoint, self.settings, self.http_connections)
+                if self.endpoint.http
+                else GrpcTransport(self.endpoint, self.settings, self._shared_memory)
+            )
         return self._transport
 
     async def ocr(
@@ -213,7 +210,7 @@ class AsyncOcrClient:
         password: str | None = None,
         options: OcrOptions | None = None,
         concurrency: int | None = None,
-    ) -> AsyncIterator[PageResult]:
+    ) -> AsyncGenerator[PageResult, None]:
         """Read a PDF or an image file page by page, in order, lazily; as `OcrClient.ocr_document`."""
         from deepseek_ocr_client.documents import open_document
 
@@ -262,13 +259,7 @@ class AsyncOcrClient:
 
         `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
         """
-        deadline = Deadline(options, self.settings, patient=patient)
-        backoff = Backoff(self.settings, deadline.end, patient=patient)
-        while True:
-            try:
-                return await self._attempt(image, options, request_id or new_request_id(), deadline)
-            except ServerUnavailable as error:
-                await asyncio.sleep(backoff.delay(error))
+        return await self._read(image, options, request_id, Deadline(options, self.settings, patient=patient))
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> AsyncOcrStream:
         """Stream an encoded image with options that are made already."""
@@ -277,55 +268,37 @@ class AsyncOcrClient:
 
     def reading(self, image: bytes, options: OcrOptions, request_id: str) -> Reading:
         """What a stream runs; its time limit begins now."""
-        return partial(self._stream, image, options, request_id, Deadline(options, self.settings))
+        return partial(self._read, image, options, request_id, Deadline(options, self.settings))
 
-    async def _stream(
+    async def _read(
         self,
         image: bytes,
         options: OcrOptions,
-        request_id: str,
-        deadline: Deadline,
-        give: Callable[[str], None],
-    ) -> OcrResult:
-        """Only the first answer is waited for again, when nothing was given out."""
-        if self.endpoint.http:
-            raise InvalidRequest(
-                "Streaming needs gRPC.", "Use a grpc:// address, or ask for the whole answer with ocr()."
-            )
-        backoff = Backoff(self.settings, deadline.end)
-        begun = False
-
-        def pass_on(piece: str) -> None:
-            nonlocal begun
-            begun = True
-            if piece:
-                give(piece)
-
-        while True:
-            try:
-                return await self._attempt(image, options, request_id, deadline, pass_on)
-            except ServerUnavailable as error:
-                if begun:
-                    raise
-                await asyncio.sleep(backoff.delay(error))
-
-    async def _attempt(
-        self,
-        image: bytes,
-        options: OcrOptions,
-        request_id: str,
+        request_id: str | None,
         deadline: Deadline,
         give: Callable[[str], None] | None = None,
     ) -> OcrResult:
-        """One request and all its answers; `give` gets each one's piece of text."""
-        builder = ResultBuilder(request_id, options)
-        limited, seconds = deadline.left()
-        async with aclosing(self._connect().answers(image, limited, request_id, seconds)) as answers:
-            async for answer in answers:
-                piece = builder.add(answer)
-                if give is not None:
-                    give(piece)
-        return builder.build()
+        """Ask until the server has an answer; with `give`, which gets the text, only until there's some of it."""
+        if give is not None and self.endpoint.http:
+            raise InvalidRequest(
+                "Streaming needs gRPC.", "Use a grpc:// address, or ask for the whole answer with ocr()."
+            )
+        backoff = Backoff(self.settings, deadline.end, patient=deadline.patient)
+        while True:
+            builder = ResultBuilder(request_id or new_request_id(), options)
+            limited, seconds = deadline.left()
+            request = self._connect().answers(image, limited, builder.request_id, seconds)
+            try:
+                async with aclosing(request) as answers:
+                    async for answer in answers:
+                        piece = builder.add(answer)
+                        if give is not None and piece:
+                            give(piece)
+                return builder.build()
+            except ServerUnavailable as error:
+                if give is not None and builder.begun:
+                    raise
+                await asyncio.sleep(backoff.delay(error))
 
     async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""

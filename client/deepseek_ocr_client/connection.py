@@ -122,7 +122,7 @@ class Deadline:
         self._options = options
         self._grace = settings.deadline_grace
         self._limit = options.time_limit or settings.timeout
-        self._patient = patient
+        self.patient = patient
         self.end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
 
     def left(self) -> tuple[OcrOptions, float]:
@@ -130,6 +130,6 @@ class Deadline:
         seconds = max(self.end - time.monotonic(), 0.001)
         if not self._limit:
             return self._options, seconds
-        if self._patient:
+        if self.patient:
             seconds = self._limit
         return replace(self._options, time_limit=seconds), seconds + self._grace

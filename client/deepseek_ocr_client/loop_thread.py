@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: there the asynchronous core runs for callers that are synchronous.
+"""An event loop in a thread of its own: there `AsyncOcrClient` works for callers that are synchronous.
 
 One thread a process, started on first use and shared by all clients, because gRPC serves one loop best. At
 the interpreter's end the requests under way are cancelled. A forked process starts a thread of its own; gRPC
@@ -15,23 +15,15 @@ import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from deepseek_ocr_client.errors import ClientError, RequestCancelled, ServerFailed
 
+if TYPE_CHECKING:
+    from deepseek_ocr_client.aio import AsyncOcrClient
+
 Result = TypeVar("Result")
-
-END_SECONDS = 5.0  # for requests and connections to end with the interpreter
-
-
-class Closable(Protocol):
-    """What has connections in the loop."""
-
-    async def close(self) -> None:
-        """Close them for good."""
-
-    async def disconnect(self) -> None:
-        """Close them; the next request opens new ones."""
+END_SECONDS = 5.0  # for requests to be cancelled, and for connections to close
 
 
 class Call(Generic[Result]):
@@ -43,7 +35,7 @@ class Call(Generic[Result]):
         self._task: asyncio.Task[Result]
         try:
             loop.call_soon_threadsafe(self._begin, coroutine)
-        except RuntimeError:  # closed with the interpreter
+        except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ServerFailed("The interpreter is shutting down.") from None
 
@@ -75,40 +67,41 @@ class Call(Generic[Result]):
 
 
 class LoopThread:
-    """The thread. `closables` are closed with it."""
+    """The thread, and the `clients` that have connections in it."""
 
     def __init__(self) -> None:
-        self.closables: weakref.WeakSet[Closable] = weakref.WeakSet()
+        self.clients: weakref.WeakSet[AsyncOcrClient] = weakref.WeakSet()
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="deepseek-ocr-client", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> Call[Result]:
-        """Start `coroutine` in the loop."""
+        """Start `coroutine` in the loop; `ServerFailed` where the loop has ended with the interpreter."""
         return Call(self._loop, coroutine)
 
-    def close_soon(self, closable: Closable) -> None:
-        """Close what nobody holds any more, without waiting; does nothing in a forked process."""
+    def close_soon(self, client: AsyncOcrClient) -> None:
+        """Close a client that nobody holds any more, without waiting; in a forked process it has nothing."""
         if os.getpid() == self._process:
-            with suppress(ServerFailed):  # closed with the interpreter
-                self.submit(closable.close())
+            with suppress(ServerFailed):
+                self.submit(client.close())
 
-    def rest(self) -> bool:
-        """Close all connections, if no request is under way; returns whether that was done."""
+    def disconnect_idle(self) -> bool:
+        """Close all connections if no request is under way; returns whether that was so."""
 
         async def disconnect() -> bool:
-            if len(asyncio.all_tasks()) > 1:
-                return False
-            for each in list(self.closables):
-                await each.disconnect()
-            return True
+            idle = len(asyncio.all_tasks()) == 1
+            if idle:
+                await asyncio.gather(*(client.disconnect() for client in list(self.clients)))
+            return idle
 
-        return self.submit(disconnect()).future.result(END_SECONDS)
+        with suppress(ClientError, TimeoutError):
+            return self.submit(disconnect()).future.result(END_SECONDS)
+        return False
 
-    def stop(self) -> None:
-        """End the loop and its thread."""
-        with suppress(RuntimeError):  # a forked process may ask twice
+    def _stop(self) -> None:
+        if os.getpid() == self._process:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(2 * END_SECONDS)
 
@@ -116,30 +109,30 @@ class LoopThread:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         try:
-            self._loop.run_until_complete(self._end())
+            self._loop.run_until_complete(self._finish())
         finally:
             self._loop.close()
 
-    async def _end(self) -> None:
+    async def _finish(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=END_SECONDS)
-        closing = asyncio.gather(*(each.close() for each in list(self.closables)), return_exceptions=True)
-        await asyncio.wait([closing], timeout=END_SECONDS)
+        closing = (client.close() for client in list(self.clients))
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), END_SECONDS)
 
 
 _lock = threading.Lock()
 _current: LoopThread | None = None
-_resting = True
-_forked_busy = False
+_idle_at_fork = True
 
 
 def loop_thread() -> LoopThread:
-    """This process's thread; `ServerFailed` where a fork has left none that works."""
+    """This process's thread; `ServerFailed` where a fork has left gRPC unusable."""
     global _current
-    if _forked_busy:
+    if not _idle_at_fork and _current is None:
         raise ServerFailed(
             "This process was forked while its parent was reading pages, so it can't read any.",
             "Fork before, or start processes with `spawn`.",
@@ -147,27 +140,19 @@ def loop_thread() -> LoopThread:
     with _lock:
         if _current is None:
             _current = LoopThread()
-            atexit.register(_stop)
         return _current
 
 
-def _stop() -> None:
-    if _current is not None:
-        _current.stop()
-
-
 def _before_fork() -> None:
-    global _resting
-    _resting = _current is None
+    global _idle_at_fork
     if _current is not None:
-        with suppress(ClientError, TimeoutError):
-            _resting = _current.rest()
+        _idle_at_fork = _current.disconnect_idle()
 
 
-def _after_fork() -> None:
-    global _lock, _current, _forked_busy
-    _lock, _current, _forked_busy = threading.Lock(), None, _forked_busy or not _resting
+def _in_child() -> None:
+    global _lock, _current
+    _lock, _current = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import suppress
 from queue import SimpleQueue
@@ -175,7 +175,7 @@ class OcrClient:
         password: str | None = None,
         options: OcrOptions | None = None,
         concurrency: int | None = None,
-    ) -> Iterator[PageResult]:
+    ) -> Generator[PageResult, None, None]:
         """Read a PDF or an image file page by page, in order, lazily.
 
         `pages`: page numbers from 1; None = all. At most `concurrency` pages (the settings' by default) are
@@ -198,7 +198,7 @@ class OcrClient:
         numbers: Iterable[int],
         options: OcrOptions | None,
         concurrency: int | None,
-    ) -> Iterator[PageResult]:
+    ) -> Generator[PageResult, None, None]:
         with document:
             results = self._core.read_document(document, numbers, options, concurrency)
 
@@ -269,7 +269,7 @@ class OcrClient:
         thread = loop_thread()
         if thread is not self._thread:  # the first time, or the first time in a forked process
             self._thread = thread
-            thread.closables.add(self._core)
+            thread.clients.add(self._core)
             weakref.finalize(self, thread.close_soon, self._core).atexit = False
         call = thread.submit(function(*arguments, **options))
         with self._mutex:

@@ -119,6 +119,11 @@ class ResultBuilder:
         self.finish_reason = _text(answer, contract.FINISH_REASON) or self.finish_reason
         return piece
 
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has come."""
+        return bool(self._pieces)
+
     def build(self) -> OcrResult:
         """The result; `ServerFailed` where the answers aren't what the contract says."""
         if self.finish_reason not in contract.FINISH_REASONS:

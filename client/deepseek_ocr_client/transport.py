@@ -1,4 +1,7 @@
-"""gRPC and HTTP to Triton: one request and its answers, over connections that are kept; shared memory."""
+"""gRPC and HTTP to Triton: one request and its answers, over connections that are kept; shared memory.
+
+Both classes have the same methods. An object belongs to the event loop that it was made in.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
@@ -30,25 +33,10 @@ UNREGISTER_SECONDS = 10.0
 UNREGISTER_PAUSE = 0.05
 
 
-class Transport(Protocol):
-    """What gRPC and HTTP have in common. An object belongs to the event loop that it was made in."""
-
-    def answers(
-        self, image: bytes, options: OcrOptions, request_id: str, timeout: float
-    ) -> AsyncGenerator[Answer, None]:
-        """One request, its answers as they come; closing the iterator stops the request (over gRPC)."""
-
-    async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """A small call of tritonclient's by its name."""
-
-    async def close(self) -> None:
-        """Close the connections."""
-
-
 class GrpcTransport:
     """Streams of the streaming model, because only a stream can be cancelled; one channel carries them all."""
 
-    def __init__(self, endpoint: Endpoint, settings: ClientSettings, *, shared_memory: bool = False) -> None:
+    def __init__(self, endpoint: Endpoint, settings: ClientSettings, shared_memory: bool) -> None:
         import grpc
         from tritonclient.grpc import InferInput, KeepAliveOptions
         from tritonclient.grpc.aio import InferenceServerClient
@@ -74,7 +62,7 @@ class GrpcTransport:
     async def answers(
         self, image: bytes, options: OcrOptions, request_id: str, timeout: float
     ) -> AsyncGenerator[Answer, None]:
-        """One request to the streaming model; an answer without outputs is left out."""
+        """One request to the streaming model, its answers as they come; closing the iterator stops it."""
         async with self._inputs(image, options) as inputs:
 
             async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -166,7 +154,7 @@ class GrpcTransport:
 class HttpTransport:
     """Whole answers of the unary model, for where gRPC doesn't get through; the server finishes each of them."""
 
-    def __init__(self, endpoint: Endpoint, settings: ClientSettings, *, connections: int) -> None:
+    def __init__(self, endpoint: Endpoint, settings: ClientSettings, connections: int) -> None:
         """`connections`: how many at most; 0 is no limit."""
         import aiohttp
         from tritonclient.http import InferInput

@@ -124,7 +124,7 @@ def test_a_server_that_is_not_there_is_told_from_a_busy_one(message: str) -> Non
 
 
 def waits(backoff: Backoff, error: ServerUnavailable, limit: int = 100) -> list[float]:
-    found = []
+    found: list[float] = []
     while len(found) < limit:
         try:
             found.append(backoff.delay(error))

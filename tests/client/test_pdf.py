@@ -41,9 +41,14 @@ def test_pages_come_at_144_dpi_in_order(tmp_path: Path) -> None:
 
 def test_pages_are_rendered_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_document(written(tmp_path / "a.pdf", text_pages(50)), SETTINGS) as document:
-        rendered = []
+        rendered: list[int] = []
         render = document.render
-        monkeypatch.setattr(document, "render", lambda number: rendered.append(number) or render(number))
+
+        def recording(number: int) -> Page:
+            rendered.append(number)
+            return render(number)
+
+        monkeypatch.setattr(document, "render", recording)
         pages = document.pages(document.choose(None))
         next(pages)
         next(pages)

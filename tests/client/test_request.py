@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tritonclient.grpc import InferInput
 
@@ -23,7 +24,7 @@ class Answer:
         return self.outputs.get(name)
 
 
-def text(value: str) -> np.ndarray:
+def text(value: str) -> npt.NDArray[Any]:
     return np.array([value.encode()], dtype=object)
 
 
@@ -33,11 +34,11 @@ def answer(piece: str, reason: str = "", **more: Any) -> Answer:
     )
 
 
-FIRST = {
+FIRST: dict[str, Any] = {
     "KEPT": np.array([0, 5, 272], np.int32),
     "LAYOUT": np.array([1024, 0, 0, 999, 1998, 256, 0, 5120], np.int32),
 }
-LAST = {"TIMINGS": np.arange(7, dtype=np.float32), "TEXT_LENGTH": np.array([4], np.int32)}
+LAST: dict[str, Any] = {"TIMINGS": np.arange(7, dtype=np.float32), "TEXT_LENGTH": np.array([4], np.int32)}
 
 
 def test_only_what_is_asked_for_is_sent() -> None:

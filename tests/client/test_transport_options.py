@@ -19,8 +19,8 @@ from deepseek_ocr_client import (
     ServerUnavailable,
     Tls,
 )
+from tests.client.conftest import SHORT
 from tests.client.forwarder import Forwarder
-from tests.client.test_ocr import SHORT
 from tests.serving.running import RunningServer
 
 pytestmark = pytest.mark.serving
