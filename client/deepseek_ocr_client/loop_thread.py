@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -96,8 +96,10 @@ class LoopThread:
                 await asyncio.gather(*(client.disconnect() for client in list(self.clients)))
             return idle
 
-        with suppress(ClientError, TimeoutError):
-            return self.submit(disconnect()).future.result(END_SECONDS)
+        with suppress(ClientError):
+            call = self.submit(disconnect())
+            wait([call.future], END_SECONDS)
+            return call.future.done() and call.future.result()
         return False
 
     def _stop(self) -> None:
@@ -114,14 +116,15 @@ class LoopThread:
             self._loop.close()
 
     async def _finish(self) -> None:
+        """Cancel what is under way, then close the connections."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=END_SECONDS)
-        closing = (client.close() for client in list(self.clients))
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), END_SECONDS)
+        closing = [asyncio.create_task(client.close()) for client in list(self.clients)]
+        if closing:
+            await asyncio.wait(closing, timeout=END_SECONDS)
 
 
 _lock = threading.Lock()

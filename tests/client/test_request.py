@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy.typing as npt
 import pytest
 from tritonclient.grpc import InferInput
 
+from deepseek_ocr_client.contract import INPUTS, LAYOUT, LAYOUT_TENSOR, TIMINGS, TIMINGS_TENSOR
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
 from deepseek_ocr_client.request import OcrOptions, ResultBuilder, build_inputs
+from deepseek_ocr_client.result import Timings
 from deepseek_ocr_client.tags import Box
 
 
@@ -135,3 +138,10 @@ def test_answers_against_the_contract_are_the_servers_fault(answers: list[Answer
         builder.add(each)
     with pytest.raises(ServerFailed):
         builder.build()
+
+
+def test_names_that_stand_twice_are_the_same() -> None:
+    assert Timings._fields == TIMINGS
+    assert TIMINGS_TENSOR.shape == (len(TIMINGS),)
+    assert LAYOUT_TENSOR.shape == (len(LAYOUT),)
+    assert {field.name.upper() for field in fields(OcrOptions)} == {tensor.name for tensor in INPUTS[1:]}
