@@ -48,6 +48,7 @@ class GrpcTransport:
         self._tensor = InferInput
         self._rpc_error = grpc.RpcError
         self._ready = grpc.ChannelConnectivity.READY
+        self._internal = grpc.StatusCode.INTERNAL
         ca, certificate, key = endpoint.tls.paths if endpoint.tls else (None, None, None)
         self._client = InferenceServerClient(
             endpoint.address,
@@ -80,6 +81,9 @@ class GrpcTransport:
             except StopAsyncIteration:
                 return
             except self._rpc_error as error:
+                # gRPC's own INTERNAL, without details of a peer: the connection broke while it was written to.
+                if error.code() is self._internal and not error.debug_error_string():
+                    raise no_server(self._endpoint) from None
                 raise self._error(error) from None
             finally:
                 responses.cancel()  # does nothing after the stream's end

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.serving
 
 BEGIN = """
 import gc, os, signal, sys, threading
-from deepseek_ocr_client import ClientError, OcrClient
+from deepseek_ocr_client import ClientError, OcrClient, OcrOptions
 url, page, long_page = sys.argv[1:]
 short = dict(mode="tiny", max_tokens=12)
 long = dict(mode="tiny", max_tokens=8000, no_repeat_ngram=(0, 0), prompt="<image>\\nFree OCR.")
@@ -77,7 +77,7 @@ def test_a_process_forked_amid_a_request_says_that_it_cannot(
         "stream = client.stream(long_page, **long); next(stream)",
         "client.ocr(page, **short); del client; gc.collect()",
         "import atexit; atexit.register(lambda: client.ocr(page, **short))",
-        "pages = client.ocr_document(page); next(pages)",
+        "pages = client.ocr_document(page, options=OcrOptions(**short)); next(pages)",
     ],
 )
 def test_a_program_may_end_without_closing_anything(
@@ -113,7 +113,7 @@ def test_many_threads_share_a_client_and_none_is_left(ocr_server: RunningServer,
         with ThreadPoolExecutor(12) as threads:
             texts = set(threads.map(lambda _: client.ocr(page, **SHORT).text, range(36)))
         assert len(texts) == 1
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     with pytest.raises(ServerFailed, match="closed"):
         client.ocr(page, **SHORT)
 
