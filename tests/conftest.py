@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SERVERS = ("ocr_server", "endless_server")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server, and keep tests that share one, or a file's fixtures, in one process."""
     for item in items:
