@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune.layout import TokenLayout
 from rtprune.vision.sequence import arrange
@@ -13,7 +16,7 @@ from rtprune.vision.sequence import arrange
 NEWLINE, SEPARATOR = np.full(2, -1, np.float32), np.full(2, -2, np.float32)
 
 
-def numbered(*shape: int, start: int = 0) -> np.ndarray:
+def numbered(*shape: int, start: int = 0) -> NDArray[Any]:
     count = int(np.prod(shape))
     return np.repeat(np.arange(start, start + count, dtype=np.float32)[:, None], 2, 1).reshape(*shape, 2)
 

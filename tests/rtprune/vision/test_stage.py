@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
 from export.family import special_token_ids
@@ -43,12 +45,14 @@ def page(side: int, grid: tuple[int, int] = (0, 0)):
     return sample_images(side, 1)[0], tiles, grid
 
 
-def pixels(images: np.ndarray) -> torch.Tensor:
+def pixels(images: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
-def transformers_tokens(model, view: np.ndarray, tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def transformers_tokens(
+    model, view: NDArray[Any], tiles: NDArray[Any], grid: tuple[int, int]
+) -> NDArray[Any]:
     local = {}
     if len(tiles):
         local = {
