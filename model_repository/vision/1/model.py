@@ -6,7 +6,7 @@ import numpy as np
 
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from rtprune.vision import VisionStage
+from rtprune.vision import VisionEncoder
 from server.triton import backend
 
 
@@ -15,8 +15,8 @@ class TritonPythonModel:
 
     def initialize(self, args):
         self.metrics = backend.Counters()
-        self.stage = VisionStage.open(Manifest.load(settings().engines), settings())
-        self.stage.warm_up()
+        self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
+        self.encoder.warm_up()
 
     def execute(self, requests):
         started = time.monotonic()
@@ -32,7 +32,7 @@ class TritonPythonModel:
                 waiting.append((i, clock))
             except Exception as error:
                 answers[i] = backend.failure(error, "vision", request.request_id())
-        encoded = self.stage.encode_pages(pages)
+        encoded = self.encoder.encode_pages(pages)
         seconds = time.monotonic() - started
         for (i, clock), tokens in zip(waiting, encoded, strict=True):
             if isinstance(tokens, Exception):
@@ -45,4 +45,4 @@ class TritonPythonModel:
         return answers
 
     def finalize(self):
-        self.stage.close()
+        self.encoder.close()
