@@ -6,7 +6,7 @@ from typing import Any
 from rtprune import contract
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from rtprune.vision import VisionStage
+from rtprune.vision import VisionEncoder
 from server.triton import tensors
 from server.triton.failures import check_deadline, failure
 from server.triton.metrics import Counters
@@ -17,7 +17,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.metrics = Counters()
-        self.encoder = VisionStage.open(Manifest.load(settings().engines), settings())
+        self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
         self.encoder.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune import PruneConfig, text_density
 from rtprune.errors import InvalidInput
 
 
-def literal(view: np.ndarray, grid: tuple[int, int], padding: str, threshold: float = 0.2) -> float:
+def literal(view: NDArray[Any], grid: tuple[int, int], padding: str, threshold: float = 0.2) -> float:
     """The definition as it reads: each patch convolved on its own, in double precision."""
     luma = (view.astype(np.float64) @ np.array([0.299, 0.587, 0.114])) * 2 / 255 - 1
     rows, cols = grid
@@ -30,7 +33,7 @@ def literal(view: np.ndarray, grid: tuple[int, int], padding: str, threshold: fl
             across = sum((2 - abs(d)) * (views[d, 1] - views[d, -1]) for d in (-1, 0, 1))
             down = sum((2 - abs(d)) * (views[1, d] - views[-1, d]) for d in (-1, 0, 1))
             edges += int((np.hypot(across, down) > threshold).sum())
-    return edges / luma.size
+    return float(edges / luma.size)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["zero", "replicate"]), st.sampled_from([3, 40, 255]))
@@ -123,7 +126,7 @@ def test_the_threshold_counts() -> None:
         (np.zeros((64, 64, 3), np.uint8), (0, 1)),
     ],
 )
-def test_a_wrong_view_is_refused(view: np.ndarray, grid: tuple[int, int]) -> None:
+def test_a_wrong_view_is_refused(view: NDArray[Any], grid: tuple[int, int]) -> None:
     with pytest.raises(InvalidInput, match="view must be|does not divide"):
         text_density(view, grid)
 

@@ -10,11 +10,13 @@ import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from rtprune.errors import InvalidInput
@@ -30,7 +32,7 @@ CASES = upright_cases()
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def pixels(data: bytes) -> np.ndarray:
+def pixels(data: bytes) -> NDArray[Any]:
     """int (H, W, 3) of an encoded image."""
     return np.asarray(decode(data, SETTINGS).convert("RGB")).astype(int)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export import build
@@ -70,7 +72,7 @@ def plan(trt, tmp_path):
     return path, build_vision(graph, path, BatchProfile(3, 5))
 
 
-def images(count: int, side: int = 128) -> np.ndarray:
+def images(count: int, side: int = 128) -> NDArray[Any]:
     return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
 
 

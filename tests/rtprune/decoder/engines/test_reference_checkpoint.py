@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from rtprune.decoder.special_tokens import SpecialTokens
-from rtprune.vision.sequence import arrange
+from rtprune.vision.sequence import token_sequence
 from tests.engines.calls import Ask
 from tests.engines.conftest import start_torch
 from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
@@ -36,7 +36,7 @@ def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
         side = SIDES[number % 2]
         page = random_page(drawn, (side, side), Recipe(margin=2, held_out=True))
         image = np.repeat(page.draw()[None, :, :, None], 3, axis=3)
-        tokens = arrange(
+        tokens = token_sequence(
             content_tokens(model.model, image)[0],
             np.zeros((0, 100, newline.size), np.float32),
             (0, 0),

@@ -1,12 +1,14 @@
-"""The vision stage on real engines: whole pages against transformers, batches, and errors of single pages."""
+"""The vision encoder on real engines: whole pages against transformers, batches, and errors of single pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
 from export.family import special_token_ids
@@ -17,7 +19,7 @@ from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
 from rtprune.settings import Settings
-from rtprune.vision import VisionStage
+from rtprune.vision import VisionEncoder
 from training.config import DECODER
 
 NO_TILES = np.empty((0, 640, 640, 3), np.uint8)
@@ -25,7 +27,7 @@ NO_TILES = np.empty((0, 640, 640, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def stage(random_engines: Path):
-    opened = VisionStage.open(Manifest.load(random_engines), Settings())
+    opened = VisionEncoder.open(Manifest.load(random_engines), Settings())
     opened.warm_up()
     yield opened
     opened.close()
@@ -43,12 +45,14 @@ def page(side: int, grid: tuple[int, int] = (0, 0)):
     return sample_images(side, 1)[0], tiles, grid
 
 
-def pixels(images: np.ndarray) -> torch.Tensor:
+def pixels(images: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
-def transformers_tokens(model, view: np.ndarray, tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def transformers_tokens(
+    model, view: NDArray[Any], tiles: NDArray[Any], grid: tuple[int, int]
+) -> NDArray[Any]:
     local = {}
     if len(tiles):
         local = {
@@ -78,7 +82,7 @@ def test_what_waits_together_changes_nothing(stage):
 
 
 def test_batches_are_as_large_as_the_setting_says(random_engines):
-    stage = VisionStage.open(Manifest.load(random_engines), Settings(vision_max_batch=2))
+    stage = VisionEncoder.open(Manifest.load(random_engines), Settings(vision_max_batch=2))
     sizes = []
 
     class Counting:
@@ -109,7 +113,7 @@ def test_a_page_that_cannot_be_encoded_leaves_the_others_alone(stage):
 
 
 def test_an_engine_that_fails_fails_the_pages_of_its_batch(random_engines):
-    stage = VisionStage.open(Manifest.load(random_engines), Settings())
+    stage = VisionEncoder.open(Manifest.load(random_engines), Settings())
     stage._engines[640].close()
     first, second = stage.encode_pages([page(640), page(512)])
     assert isinstance(first, EngineError)
@@ -119,7 +123,7 @@ def test_an_engine_that_fails_fails_the_pages_of_its_batch(random_engines):
 
 
 def test_values_that_are_not_finite_are_refused_where_they_appear(random_engines):
-    stage = VisionStage.open(Manifest.load(random_engines), Settings())
+    stage = VisionEncoder.open(Manifest.load(random_engines), Settings())
 
     class Overflowing:
         side = 512
