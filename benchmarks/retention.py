@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
 from rtprune.config import Strategy
+from rtprune.decoder.engines import open_engine
 from rtprune.decoder.engines.base import Engine, Output, PromptTokens, Sampling
-from rtprune.decoder.open import open_engine
 from rtprune.decoder.prompt import PromptWriter
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.manifest import Manifest

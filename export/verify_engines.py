@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from export.progress import bar, say
 from export.references import DECODER, FOLDER, VISION
 from export.verify import TOLERANCE, Check, relative_error
+from rtprune.decoder.engines import open_engine as open_decoder
 from rtprune.decoder.engines.base import Engine, Output, PromptTokens, Sampling
-from rtprune.decoder.open import open_engine as open_decoder
 from rtprune.decoder.special_tokens import EOS
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest

@@ -1,8 +1,7 @@
 """Generates the text of every page that is admitted, streams it, and takes the control call CANCEL."""
 
 from rtprune.decoder.engines.base import PromptTokens
-from rtprune.decoder.open import open_service
-from rtprune.decoder.service import GenerationRequest
+from rtprune.decoder.service import GenerationRequest, open_service
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
 from server.triton import backend

@@ -15,9 +15,10 @@ from export import decoder_check
 from rtprune.decoder.engines.torch.attention import Span, SpanAttention, allocate_kv
 from rtprune.decoder.engines.torch.engine import TorchEngine
 from rtprune.decoder.engines.torch.model import TorchDecoder
-from tests.rtprune.decoder.engine_calls import Ask, start
+from tests.engines.calls import Ask
+from tests.engines.conftest import start_torch
+from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
 from tests.rtprune.decoder.random_weights import write_checkpoint
-from tests.rtprune.decoder.transformers_decoder import TransformersDecoder
 
 CPU = torch.device("cpu")
 REFERENCE: dict[str, Any] = {
@@ -75,7 +76,7 @@ def reference(folder: Path) -> TransformersDecoder:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[TorchEngine]:
-    engine = start(folder, max_running=16, kv_mib=64, prefill_chunk=128)
+    engine = start_torch(folder, max_running=16, kv_mib=64, prefill_chunk=128)
     yield engine
     engine.close()
 
@@ -162,10 +163,10 @@ def test_a_row_is_the_same_to_the_bit_however_many_go_together(
         def step(rows: list[int]) -> torch.Tensor:
             ids = np.array([10 + n for n in rows], np.int32)
             positions = torch.tensor([19 + n for n in rows])
-            places = torch.tensor([64 * n + 19 + n for n in rows])
+            slots = torch.tensor([64 * n + 19 + n for n in rows])
             attention = SpanAttention(kv, [spans[n] for n in rows])
             none = np.zeros((0, 128), np.float32)
-            hidden = model.forward(model.embed(ids, none), positions, places, kv, attention)
+            hidden = model.forward(model.embed(ids, none), positions, slots, kv, attention)
             return model.logits(hidden)[: len(rows)]
 
         together = step(list(range(16)))

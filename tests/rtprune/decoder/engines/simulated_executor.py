@@ -8,15 +8,23 @@ calls the logits post-processor as the executor does. What TensorRT-LLM itself d
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from executor_bindings import DESCRIPTION
+from numpy.typing import NDArray
+
+from rtprune.decoder.engines.trtllm import TrtllmEngine
+from tests.rtprune.decoder.engines.executor_bindings import DESCRIPTION
 
 VOCAB, HIDDEN, END, BLOCK = 32, 4, 1, 8
 
@@ -55,8 +63,8 @@ class Executor:
         Executor.latest = self
         self.given = executor_config.given
         self.most_at_once = 0
-        self.slow = threading.Event()  # cleared: no steps
-        self.slow.set()
+        self.steps = threading.Event()  # cleared: none are taken
+        self.steps.set()
         self.refuse: set[int] = set()  # client ids whose request is refused
         self.fail: set[int] = set()  # client ids that end with an error
         self.broken = False
@@ -110,24 +118,25 @@ class Executor:
 
     def _loop(self) -> None:
         while not self._stopped:
-            if not self.slow.wait(0.005):
+            if not self.steps.wait(0.005):
                 continue
             with self._lock:
                 active = list(self._active.items())
             if not active:
                 time.sleep(0.001)
                 continue
+            time.sleep(0.0002)  # a step takes time, so that a request can be cancelled before its end
             logits = [score(each.tokens) for _, each in active]
             named = [
-                place for place, (_, each) in enumerate(active) if each.given["logits_post_processor_name"]
+                index for index, (_, each) in enumerate(active) if each.given["logits_post_processor_name"]
             ]
             if named:
                 self.given["logits_post_processor_config"].given["processor_batched"](
-                    [active[place][0] for place in named],
-                    [logits[place] for place in named],
-                    [[list(active[place][1].tokens)] for place in named],
+                    [active[index][0] for index in named],
+                    [logits[index] for index in named],
+                    [[list(active[index][1].tokens)] for index in named],
                     0,
-                    [active[place][1].client for place in named],
+                    [active[index][1].client for index in named],
                 )
             for (number, each), scores in zip(active, logits, strict=True):
                 self._step(number, each, int(scores.argmax()))
@@ -176,3 +185,42 @@ def install(patch: pytest.MonkeyPatch) -> None:
     package.bindings, bindings.executor = bindings, module  # type: ignore[attr-defined]
     for each in (package, bindings, module):
         patch.setitem(sys.modules, each.__name__, each)
+
+
+class CpuEngine(TrtllmEngine):
+    """The engine without its two steps that need a GPU."""
+
+    def _on(self, stream: int) -> AbstractContextManager[Any]:
+        assert stream == 0
+        return nullcontext()
+
+    def _table(self, visual: NDArray[np.float32]) -> torch.Tensor | None:
+        return torch.from_numpy(visual).to(self._dtype) if visual.shape[0] else None
+
+
+def write_config(folder: Path, **limits: int) -> None:
+    """Write config.json as trtllm-build does."""
+    built = {
+        "max_batch_size": 4,
+        "max_input_len": 40,
+        "max_seq_len": 400,
+        "max_prompt_embedding_table_size": 80,
+        **limits,
+    }
+    model = {"dtype": "bfloat16", "vocab_size": VOCAB, "hidden_size": HIDDEN}
+    content = {"pretrained_config": model, "build_config": built}
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@contextmanager
+def started(folder: Path, max_running: int = 4, **limits: int) -> Iterator[tuple[CpuEngine, Executor]]:
+    """An engine over the stand-in, built with these limits."""
+    write_config(folder, **limits)
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        engine = CpuEngine(folder, max_running=max_running, kv_fraction=0.5, longest=60.0)
+        try:
+            yield engine, Executor.latest
+        finally:
+            Executor.latest.steps.set()
+            engine.close()

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
-from rtprune.decoder.engines.base import Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.engines.torch.engine import TorchEngine
-from rtprune.decoder.engines.torch.model import TorchDecoder
-from tests.rtprune.decoder.engine_calls import PATIENCE, Ask, ask
-from tests.rtprune.decoder.random_weights import write_checkpoint
-
-_scratch = tempfile.TemporaryDirectory()
-_model = TorchDecoder(write_checkpoint(Path(_scratch.name), seed=4), torch.float32, torch.device("cpu"))
+from rtprune.decoder.engines.base import Engine, Output, PromptTokens, RequestId, Sampling
+from tests.engines.calls import PATIENCE, Ask, ask
+from tests.engines.conftest import EngineCase
+from tests.engines.test_engine import assert_idle
 
 
 class Watched:
     """A request, checked as its outputs come."""
 
-    def __init__(self, engine: TorchEngine, one: Ask, cancel_at: int) -> None:
+    def __init__(self, engine: Engine, one: Ask, cancel_at: int) -> None:
         self.engine = engine
         self.one = one
-        self.cancel_at = cancel_at  # this many tokens, from inside the listener; 0 is never
+        self.cancel_at = cancel_at  # this many tokens, from inside the callback; 0 is never
         self.tokens: list[int] = []
         self.reasons: list[str] = []
         self.late: list[Output] = []
@@ -39,11 +43,11 @@ class Watched:
     def submit(self) -> None:
         sampling = Sampling(self.one.max_tokens, self.one.end_id, self.one.ngram, self.one.window)
         self.number = self.engine.submit(
-            PromptTokens(self.one.ids), self.one.visual, self.one.positions, sampling, self.listen
+            PromptTokens(self.one.ids), self.one.visual, self.one.positions, sampling, self.on_output
         )
         self.known.set()
 
-    def listen(self, output: Output) -> None:
+    def on_output(self, output: Output) -> None:
         if self.reasons:
             self.late.append(output)
         self.tokens += output.tokens
@@ -63,11 +67,14 @@ class Watched:
 class EngineMachine(RuleBasedStateMachine):
     """Three running at most and memory for about five small requests."""
 
+    case: EngineCase
+    folder: Path
     requests: Bundle[Watched] = Bundle("requests")
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = TorchEngine(_model, max_running=3, kv_tokens=320, prefill_chunk=16, threads=1)
+        self._started = ExitStack()
+        self.engine = self._started.enter_context(self.case.start(self.folder, 3, 320))
         self.every: list[Watched] = []
 
     @rule(
@@ -99,7 +106,7 @@ class EngineMachine(RuleBasedStateMachine):
             request.cancel()
 
     @rule(target=requests, number=st.integers(2, 8))
-    def burst(self, number: int) -> object:
+    def burst(self, number: int) -> MultipleResults[Watched]:
         made = [Watched(self.engine, ask(self.engine, n, n, n, 3), 0) for n in range(1, number + 1)]
         for request in made:
             self.every.append(request)
@@ -116,9 +123,8 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for request in self.every:
             assert request.ended.wait(PATIENCE)
-        stats = self.engine.stats()
-        assert (stats.running, stats.waiting, stats.kv_used) == (0, 0, 0)
-        self.engine.close()
+        assert_idle(self.engine)
+        self._started.close()
         for request in self.every:
             (reason,) = request.reasons
             assert not request.late
@@ -128,5 +134,6 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.stats().kv_used == 0
 
 
-EngineMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
-TestEngine = EngineMachine.TestCase
+def test_no_request_is_lost_or_answered_twice(case: EngineCase, tmp_path: Path) -> None:
+    machine = type("Machine", (EngineMachine,), {"case": case, "folder": tmp_path})
+    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.rtprune.decoder.engine_calls import Ask
+from tests.engines.calls import Ask
 
 
 class TransformersDecoder:

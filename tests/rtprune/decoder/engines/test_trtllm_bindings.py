@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from executor_bindings import DESCRIPTION, names, write_stubs
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.rtprune.decoder.engines.executor_bindings import DESCRIPTION, names, write_stubs
+
+ROOT = Path(__file__).resolve().parents[4]
 ENGINE = ROOT / "rtprune" / "decoder" / "engines" / "trtllm.py"
 MISUSES = (
     "trtllm.Request([1], 5, True)",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.vision.sequence import arrange
-from tests.rtprune.decoder.engine_calls import Ask, start
-from tests.rtprune.decoder.transformers_decoder import TransformersDecoder
+from tests.engines.calls import Ask
+from tests.engines.conftest import start_torch
+from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
 
 PROMPTS = ("\n<|grounding|>Convert the document to markdown.", "\nFree OCR.")
 SIDES = (512, 640)  # tiny, small
@@ -45,7 +47,7 @@ def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
             tokens = tokens[np.sort(drawn.choice(len(tokens), 3 * len(tokens) // 5, replace=False))]
         asks.append(_ask(tokenizer, tokens, PROMPTS[number // 2 % 2], 8 + 4 * number))
 
-    engine = start(checkpoint, max_running=16, kv_mib=64, prefill_chunk=64)
+    engine = start_torch(checkpoint, max_running=16, kv_mib=64, prefill_chunk=64)
     expected = [reference.generate(each) for each in asks]
     expected = [
         tokens[:-1] if tokens[-1] == each.end_id else tokens
@@ -60,7 +62,7 @@ def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
     engine.close()
 
 
-def _ask(tokenizer: Tokenizer, visual: np.ndarray, prompt: str, max_tokens: int) -> Ask:
+def _ask(tokenizer: Tokenizer, visual: NDArray[np.float32], prompt: str, max_tokens: int) -> Ask:
     vocabulary, special = tokenizer.get_vocab_size(), SpecialTokens.of(tokenizer)
     text = tokenizer.encode(prompt, add_special_tokens=False).ids
     ids = [special.bos, *range(vocabulary, vocabulary + len(visual)), *text]

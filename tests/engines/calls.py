@@ -1,40 +1,24 @@
-"""Starts PyTorch engines and waits for their answers."""
+"""Requests to an engine, and their answers."""
 
 from __future__ import annotations
 
 import queue
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtprune.decoder.engines.base import Output, PromptTokens, RequestId, Sampling
-from rtprune.decoder.engines.torch.engine import TorchEngine, open_torch_engine
+from rtprune.decoder.engines.base import Engine, Output, PromptTokens, RequestId, Sampling
 
 PATIENCE = 60.0  # seconds after which a test gives up; nothing is judged by it
-
-
-def start(folder: Path, **changes: Any) -> TorchEngine:
-    """An FP32 engine on the CPU with small limits."""
-    options: dict[str, Any] = {
-        "precision": "fp32",
-        "device": "cpu",
-        "max_running": 4,
-        "kv_mib": 8,
-        "prefill_chunk": 16,
-        "threads": 1,
-        **changes,
-    }
-    return open_torch_engine(folder, **options)
 
 
 @dataclass
 class Call:
     """A submitted request and what came back so far."""
 
-    engine: TorchEngine
+    engine: Engine
     outputs: queue.SimpleQueue[Output] = field(default_factory=queue.SimpleQueue)
     received: list[Output] = field(default_factory=list)
     number: RequestId | None = None
@@ -43,6 +27,10 @@ class Call:
         """Ask the engine to end it."""
         assert self.number is not None
         self.engine.cancel(self.number)
+
+    def on_output(self, output: Output) -> None:
+        """What the engine calls."""
+        self.outputs.put(output)
 
     def next(self) -> Output:
         """The next output."""
@@ -81,18 +69,18 @@ class Ask:
     whitelist: frozenset[int] = frozenset()
     end_id: int = 1
 
-    def submit(self, engine: TorchEngine) -> Call:
-        """Hand it to an engine."""
-        call = Call(engine)
+    def submit(self, engine: Engine, call: Call | None = None) -> Call:
+        """Hand it to an engine; `call` waits for the answers."""
+        call = call or Call(engine)
         sampling = Sampling(self.max_tokens, self.end_id, self.ngram, self.window, self.whitelist)
         call.number = engine.submit(
-            PromptTokens(self.ids), self.visual, self.positions, sampling, call.outputs.put
+            PromptTokens(self.ids), self.visual, self.positions, sampling, call.on_output
         )
         return call
 
 
 def ask(
-    engine: TorchEngine, seed: int = 0, text: int = 8, visual: int = 0, max_tokens: int = 8, **changes: Any
+    engine: Engine, seed: int = 0, text: int = 8, visual: int = 0, max_tokens: int = 8, **changes: Any
 ) -> Ask:
     """A random prompt: BOS, `visual` visual tokens, `text` text tokens; never an end id unless asked for."""
     drawn = np.random.default_rng(seed)

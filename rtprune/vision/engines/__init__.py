@@ -1,0 +1,1 @@
+"""The vision encoder's engines: one interface, one file each."""
