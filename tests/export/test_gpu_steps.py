@@ -20,7 +20,7 @@ from export.verify_engines import compare_decoder, compare_vision, first_differe
 from rtprune.decoder.engines.torch.engine import open_torch_engine
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import Manifest
-from rtprune.vision import tensorrt_engine
+from rtprune.vision.engines import tensorrt as tensorrt_engine
 from tests.export.described_tensorrt import described_tensorrt
 from tests.export.test_build import FAKE
 from tests.rtprune.vision.test_tensorrt_engine import Host
