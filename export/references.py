@@ -12,7 +12,7 @@ from export.job import Job
 from export.progress import bar
 from export.resources import require_memory
 from export.sources import Sources
-from export.steps import code_and_versions
+from export.store import code_and_versions
 from rtprune.decoder import special_tokens
 
 if TYPE_CHECKING:

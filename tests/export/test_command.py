@@ -261,7 +261,7 @@ def test_a_disk_without_hard_links_gets_copies(engines, random_checkpoint, monke
 
 def test_a_system_that_cannot_exchange_names_renames(engines, random_checkpoint, monkeypatch):
     before = content(engines)
-    monkeypatch.setattr("export.publish.exchange", lambda first, second: False)
+    monkeypatch.setattr("export.store.exchange", lambda first, second: False)
     assert call(random_checkpoint, engines, "all", "--decoder-precision", "bf16") == 0
     assert Manifest.load(engines).decoder.precision == "bf16"
     assert content(engines.with_name("engines.previous")) == before

@@ -10,7 +10,7 @@ import torch
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.family import FAMILIES, Architecture, special_token_ids, transformers_config
-from export.published import CONFIG, PARAMETERS
+from export.hf_tensors import CONFIG, PARAMETERS
 from rtprune.errors import InvalidInput
 
 

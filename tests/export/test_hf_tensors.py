@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from export.published import CONFIG, PARAMETERS, TENSORS, tensors
+from export.hf_tensors import CONFIG, PARAMETERS, TENSORS, tensors
 from training.config import published_config
 from training.model import new_model, published_weights
 
