@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,14 @@ def test_a_wrong_parameter_is_named() -> None:
         text_density(view, (1, 1), edge_threshold=-1)
     with pytest.raises(ValueError, match="^view must be a NumPy array"):
         text_density(view.tolist(), (1, 1))
+
+
+@pytest.mark.parametrize("ink", [(0, 0, 0), (20, 20, 60)], ids=["grey", "colour"])
+def test_without_opencv_the_extra_that_brings_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, ink: tuple[int, int, int]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    view = np.full((64, 64, 3), ink, np.uint8)
+    with pytest.raises(ImportError, match=r"pip install 'rtprune\[preprocess\]'"):
+        text_density(view, (1, 1))
+    assert text_density(torch.from_numpy(view), (1, 1)) > 0

@@ -89,9 +89,9 @@ def test_tiles_are_cut_row_by_row() -> None:
 def test_shapes_and_types(mode: str) -> None:
     views = make_views(random_page(700, 500), mode, SETTINGS)
     side, grid = MODES[mode].side, (3, 2) if MODES[mode].tiles else (0, 0)
-    assert (views.global_view.shape, views.global_view.dtype) == ((side, side, 3), np.uint8)
-    assert (views.tiles.shape, views.tiles.dtype) == ((grid[0] * grid[1], 640, 640, 3), np.uint8)
-    assert (views.geometry.shape, views.geometry.dtype) == ((8,), np.int32)
+    assert (views.global_view.shape, views.global_view.dtype) == ((side, side, 3), np.dtype(np.uint8))
+    assert (views.tiles.shape, views.tiles.dtype) == ((grid[0] * grid[1], 640, 640, 3), np.dtype(np.uint8))
+    assert (views.geometry.shape, views.geometry.dtype) == ((8,), np.dtype(np.int32))
     assert views.tile_grid == grid
 
 
