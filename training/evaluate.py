@@ -20,9 +20,8 @@ from rtprune.modes import BLOCK, MODES, TILE_SIDE
 from rtprune.preprocess.views import Views, make_views
 from rtprune.settings import Settings
 from training.model import load_checkpoint
-from training.page import Page, Recipe, random_page
-from training.targets import FREE, GROUNDED
-from training.tokenizer import EOS, IMAGE, token_id
+from training.synthetic_page import Recipe, SyntheticPage, random_page
+from training.tokenizer import EOS, FREE, GROUNDED, IMAGE, token_id
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 SEED = 20_260_000
@@ -53,7 +52,7 @@ class Score:
         """Mean intersection over union of the blocks' boxes; a missing block counts 0."""
         return self.overlap / max(1, self.blocks)
 
-    def add(self, page: Page, read: str, grounded: bool) -> None:
+    def add(self, page: SyntheticPage, read: str, grounded: bool) -> None:
         """Compare what was read with the page's truth."""
         if grounded:
             boxes = [tuple(map(int, found.groups()[1:])) for found in HEADER.finditer(read)]
@@ -138,7 +137,7 @@ def page_size(generator: np.random.Generator, mode: str) -> tuple[int, int]:
 def read_page(
     model: UnlimitedOcrForConditionalGeneration,
     tokenizer: Tokenizer,
-    page: Page,
+    page: SyntheticPage,
     mode: str,
     prompt: str,
     max_tokens: int = 3000,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from export.family import Architecture, transformers_config
 from export.published import CONFIG, tensors
 from training.config import CLIP, DECODER, SAM
-from training.model import SHARD, load_checkpoint, new_model, published_weights, save_checkpoint
+from training.model import SHARD, checkpoint_weights, load_checkpoint, new_model, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_published_configuration_is_understood():
 def test_loads_through_transformers_bit_for_bit(created):
     model, _ = load_checkpoint(created, torch.bfloat16)
     stored = load_file(created / SHARD)
-    again = published_weights(model, torch.bfloat16)
+    again = checkpoint_weights(model, torch.bfloat16)
     assert again.keys() == stored.keys()
     assert all(torch.equal(again[name], stored[name]) for name in stored)
 

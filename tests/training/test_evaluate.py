@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rtprune.modes import MODES
-from training.config import published_config
+from training.config import checkpoint_config
 from training.evaluate import (
     HEADER,
     RECIPE,
@@ -19,11 +19,11 @@ from training.evaluate import (
     page_size,
     read_page,
 )
-from training.example import pages
+from training.example_pages import pages
 from training.model import SHARD, load_checkpoint
-from training.page import Page, Style
-from training.targets import FREE, GROUNDED
-from training.text import vocabulary
+from training.synthetic_page import Style, SyntheticPage
+from training.synthetic_text import vocabulary
+from training.tokenizer import FREE, GROUNDED
 
 MEGABYTE = 1_000_000
 LIMITS = {"tiny": (50, 0.01), "small": (8, 0.02), "base": (6, 0.03)}
@@ -45,7 +45,7 @@ def test_intersection_over_union(a, b, expected):
 
 
 def test_score_counts_errors_over_all_characters():
-    page = Page((512, 512), Style(), [["abcd"], ["efgh"]], [[0], [2]])
+    page = SyntheticPage((512, 512), Style(), [["abcd"], ["efgh"]], [[0], [2]])
     score = Score()
     score.add(page, page.text, grounded=False)
     score.add(page, "abcd\n\nefxx", grounded=False)
@@ -54,7 +54,7 @@ def test_score_counts_errors_over_all_characters():
 
 
 def test_score_of_boxes_counts_a_missing_block_as_zero():
-    page = Page((512, 512), Style(), [["abcd"], ["efgh"]], [[0], [2]])
+    page = SyntheticPage((512, 512), Style(), [["abcd"], ["efgh"]], [[0], [2]])
     score = Score()
     score.add(page, page.grounded_text(), grounded=True)
     assert (score.iou, score.errors) == (1.0, 0)
@@ -107,7 +107,7 @@ def test_the_shipped_checkpoint_is_small():
 def test_the_shipped_checkpoint_has_the_shapes_of_the_code():
     config = json.loads((SHIPPED / "config.json").read_text(encoding="utf-8"))
     vocabulary_size = config["language_config"]["vocab_size"]
-    assert config == published_config(vocabulary_size, config["torch_dtype"])
+    assert config == checkpoint_config(vocabulary_size, config["torch_dtype"])
 
 
 @pytest.mark.parametrize("mode", LIMITS)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.page import Page, Recipe, Style, atlas, random_page
-from training.text import CHARACTERS, random_words, vocabulary, wrap
+from training.synthetic_page import Recipe, Style, SyntheticPage, atlas, random_page
+from training.synthetic_text import CHARACTERS, random_words, vocabulary, wrap
 
 WIDE = Recipe(cell_width=(20, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3, shades=0.5)
 
@@ -40,7 +40,7 @@ def test_ink_is_exactly_in_the_cells_of_the_text(seed, width, height):
 
 
 def test_boxes_enclose_their_blocks():
-    page = Page((512, 512), Style((32, 64)), [["ab", "cde"], ["f"]], [[0, 1], [3]], indent=2)
+    page = SyntheticPage((512, 512), Style((32, 64)), [["ab", "cde"], ["f"]], [[0, 1], [3]], indent=2)
     assert page.text == "ab\ncde\n\nf"
     assert page.boxes() == [(125, 0, 312, 250), (125, 375, 187, 500)]
     assert page.grounded_text().startswith(
