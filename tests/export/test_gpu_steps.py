@@ -140,7 +140,7 @@ def test_another_tensorrt_builds_again_and_keeps_one_step_back(
 ) -> None:
     options = ["--target", "gpu", "--output", str(output)]
     assert main([*options, "build"]) == main([*options, "verify"]) == 0
-    sys.modules["tensorrt"].__version__ = "10.15.0.1"
+    vars(sys.modules["tensorrt"])["__version__"] = "10.15.0.1"
     assert main([*options, "build"]) == main([*options, "verify"]) == 0
     assert Manifest.load(output).vision[0].built_for["tensorrt"] == "10.15.0.1"
     previous = Manifest.load(output.with_name("engines.previous"))
