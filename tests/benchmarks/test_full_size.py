@@ -10,6 +10,8 @@ import pytest
 from benchmarks import full_size
 from rtprune.errors import EngineError
 
+pytestmark = pytest.mark.slow("exports a checkpoint of the reference's size, step by step")
+
 
 @pytest.mark.timeout(600)
 def test_the_same_run_at_reference_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

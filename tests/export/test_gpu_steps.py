@@ -27,6 +27,8 @@ from tests.export.described_tensorrt import described_tensorrt
 from tests.export.test_build import FAKE
 from tests.rtprune.vision.test_tensorrt_engine import Host
 
+pytestmark = pytest.mark.slow("runs the steps of a GPU export against descriptions, with transformers")
+
 ROOT = Path(__file__).resolve().parents[2]
 Tensors = dict[str, NDArray[Any]]
 

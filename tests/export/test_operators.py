@@ -255,6 +255,7 @@ def test_a_graph_of_an_export_with_one_wrong_node_fails(checkpoint: Checkpoint, 
     assert "only the batch dimension may be free" in [v.reason for v in check_graph(model)]
 
 
+@pytest.mark.slow("exports a graph with the tracing exporter")
 def test_what_a_tracing_exporter_writes() -> None:
     """Its operators pass but for one thing: it reads the free batch from the UINT8 input."""
     program = torch.onnx.export(
