@@ -39,8 +39,8 @@ from rtprune.settings import Settings
 from rtprune.vision.stage import VisionStage
 from training.evaluate import RECIPE, SEED, SHIPPED, page_size
 from training.model import SHARD
-from training.page import random_page
-from training.targets import FREE
+from training.synthetic_page import random_page
+from training.tokenizer import FREE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -58,10 +58,10 @@ def write_checkpoint(folder: Path, scale: Scale) -> str:
     """Write the random checkpoint, with a tokenizer."""
     from export.published import CONFIG
     from export.random_checkpoint import write_random_checkpoint
-    from training.config import published_config
+    from training.config import checkpoint_config
     from training.tokenizer import build_tokenizer, save_tokenizer
 
-    config = CONFIG if scale == "full" else published_config(build_tokenizer().get_vocab_size())
+    config = CONFIG if scale == "full" else checkpoint_config(build_tokenizer().get_vocab_size())
     count, parameters = write_random_checkpoint(folder, config)
     save_tokenizer(folder)
     return f"{count:,} tensors, {parameters:,} parameters"

@@ -15,7 +15,7 @@ from export.random_checkpoint import write_random_checkpoint
 from export.vision_graph import GraphSettings, write_vision_graph
 from rtprune.errors import EngineError
 from rtprune.modes import MODES
-from training.config import published_config
+from training.config import checkpoint_config
 
 FLOAT, HALF, INT64, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.UINT8
 
@@ -180,7 +180,7 @@ class Encoder(torch.nn.Module):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_random_checkpoint(folder, published_config(300))
+    write_random_checkpoint(folder, checkpoint_config(300))
     return Checkpoint.open(folder)
 
 

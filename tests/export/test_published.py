@@ -7,8 +7,8 @@ from math import prod
 import torch
 
 from export.published import CONFIG, PARAMETERS, TENSORS, tensors
-from training.config import published_config
-from training.model import new_model, published_weights
+from training.config import checkpoint_config
+from training.model import new_model, checkpoint_weights
 
 
 def test_the_published_counts():
@@ -20,8 +20,8 @@ def test_the_published_counts():
 def test_the_reference_checkpoint_has_these_tensors():
     """The same code in other sizes, against the names and shapes that transformers' classes save."""
     model = new_model(0)
-    weights = published_weights(model, torch.bfloat16)
-    shapes = tensors(published_config(model.config.text_config.vocab_size))
+    weights = checkpoint_weights(model, torch.bfloat16)
+    shapes = tensors(checkpoint_config(model.config.text_config.vocab_size))
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes
 
 
@@ -29,6 +29,6 @@ def test_the_reference_configuration_has_the_published_fields():
     def fields(config: dict) -> dict:
         return {k: fields(v) if isinstance(v, dict) else None for k, v in config.items()}
 
-    small, published = fields(published_config(300)), fields(CONFIG)
+    small, published = fields(checkpoint_config(300)), fields(CONFIG)
     small["vision_config"]["width"]["sam_vit_b"].pop("out_chans")
     assert small == published

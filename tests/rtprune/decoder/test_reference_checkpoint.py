@@ -20,7 +20,7 @@ SIDES = (512, 640)  # tiny, small
 def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
     from export.torch_reference import content_tokens
     from training.model import load_checkpoint
-    from training.page import Recipe, random_page
+    from training.synthetic_page import Recipe, random_page
 
     model, tokenizer = load_checkpoint(checkpoint)
     reference = TransformersDecoder(model)
