@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1
 # Where PyTorch comes from. The default is PyTorch's own CPU wheels: no CUDA packages. Empty: the usual index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CHECKPOINT ?= training/checkpoint
@@ -14,6 +15,10 @@ MODE ?= tiny
 TRUTH ?= examples/page.txt
 # Options of benchmarks/load_test.py: LOAD="--concurrency 1,8 --window 5"
 LOAD ?=
+# Test processes, and whether to report what the tests reach (models inside Triton are not seen).
+WORKERS ?= auto
+COVERAGE ?=
+TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(if $(COVERAGE),--cov --cov-report=term)
 
 .PHONY: help
 help: ## list the tasks
@@ -23,8 +28,9 @@ $(VENV)/installed: pyproject.toml client/pyproject.toml constraints.txt
 	@echo "Making the virtual environment in $(VENV) (about 1 GB; a few minutes the first time) ..."
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d: name one with PYTHON=" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,export,dev]' -e ./client
+	$(PIP) -c constraints.txt pip
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[preprocess,vision,decoder]' -e ./client --group server --group export --group dev
 	@touch $@
 
 .PHONY: install
@@ -42,13 +48,21 @@ demo: engines ## read the example page through a real Triton server
 serve: engines ## keep the server up: HTTP 8000, gRPC 8001, metrics 8002; Ctrl-C stops it
 	$(BIN)/python -m server --engines $(ENGINES) serve
 
-.PHONY: test
-test: install ## lint, types, layers, and every test of a few minutes
+.PHONY: lint
+lint: install ## lint, format, layers and types, of tests and benchmarks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/mypy
+	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
+
+.PHONY: check
+check: lint ## the fast loop before each commit: lint, and the quick tests that need no server
+	$(TESTS) -m 'not serving and not docker and not slow and not long'
+
+.PHONY: test
+test: lint ## the whole proof: lint, and every test of a few minutes
+	$(TESTS) -m 'not long'
 
 .PHONY: test-long
 test-long: install ## the tests that take more than a few minutes
@@ -79,4 +93,4 @@ figures: engines ## the README's figures
 
 .PHONY: clean
 clean: ## remove the engines and what the tools left, not the virtual environment
-	rm -rf $(ENGINES) $(ENGINES).previous $(ENGINES).staging $(ENGINES).lock build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(ENGINES) $(ENGINES).previous $(ENGINES).staging $(ENGINES).lock build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

@@ -187,7 +187,7 @@ def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
 def write_full_size(folder: Path) -> int:
     """Write a decoder of the published shapes with random BF16 weights; returns the bytes of its tensors."""
     from export.family import DECODER_PREFIXES
-    from export.published import CONFIG, tensors
+    from export.hf_tensors import CONFIG, tensors
     from export.random_checkpoint import weight_statistics
     from export.safetensors_writer import TensorSpec, write_safetensors
 

@@ -30,7 +30,7 @@ def statistics(client: OcrClient) -> dict[str, Mapping[str, Any]]:
     Raises:
         ClientError: no server answers.
     """
-    found = client.transport.call("get_inference_statistics", as_json=True)
+    found = client.call("get_inference_statistics", as_json=True)
     return {model["name"]: model for model in found["model_stats"]}
 
 

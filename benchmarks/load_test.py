@@ -150,7 +150,7 @@ def run(args: argparse.Namespace, line: Sequence[str]) -> Result:
         else rendered_pages(args.mode, args.pages, SEED)
     )
     with OcrClient(settings=settings) as client, tempfile.TemporaryDirectory() as scratch:
-        server_version = client.transport.call("get_server_metadata", as_json=True)["version"]
+        server_version = client.call("get_server_metadata", as_json=True)["version"]
         data = {name: Path(scratch) / f"{number}.json" for number, name in enumerate(options)}
         for name, path in data.items():
             write_input_data(path, pages, options[name], settings)

@@ -56,7 +56,7 @@ class Measurement:
 
 def write_checkpoint(folder: Path, scale: Scale) -> str:
     """Write the random checkpoint, with a tokenizer."""
-    from export.published import CONFIG
+    from export.hf_tensors import CONFIG
     from export.random_checkpoint import write_random_checkpoint
     from training.config import checkpoint_config
     from training.tokenizer import build_tokenizer, save_tokenizer

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from export.progress import bar, say
 from export.references import DECODER, FOLDER, VISION
 from export.verify import TOLERANCE, Check, relative_error
+from rtprune.decoder.engines import open_engine as open_decoder
 from rtprune.decoder.engines.base import Engine, Output, PromptTokens, Sampling
-from rtprune.decoder.open import open_engine as open_decoder
 from rtprune.decoder.special_tokens import EOS
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest
 from rtprune.settings import Settings
-from rtprune.vision.engines.base import open_engine
+from rtprune.vision.engines import open_engine
 
 MARGIN = {"fp32": 1e-2, "fp16": 0.25, "bf16": 0.5, "int8": 1.0}
 """How close, in logits, the reference's first two choices must be for an engine to take the second one."""

@@ -29,6 +29,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+SERVERS = ("ocr_server", "endless_server")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server, and keep tests that share one, or a file's fixtures, in one process."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        server = next((name for name in SERVERS if name in fixtures), None)
+        if server is not None:
+            item.add_marker("serving")
+        group = "docker" if item.get_closest_marker("docker") else server or item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """The reference checkpoint that ships with the project."""

@@ -7,7 +7,6 @@
 
 from deepseek_ocr_client.aio import AsyncOcrClient, AsyncOcrStream
 from deepseek_ocr_client.connection import Tls
-from deepseek_ocr_client.documents import Page, PageResult
 from deepseek_ocr_client.errors import (
     AccessDenied,
     ClientError,
@@ -20,6 +19,7 @@ from deepseek_ocr_client.errors import (
 from deepseek_ocr_client.geometry import Layout, TokenMap
 from deepseek_ocr_client.markdown import MarkdownStream, to_markdown
 from deepseek_ocr_client.ocr import OcrClient, OcrStream
+from deepseek_ocr_client.pages import Page, PageResult
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult, Region, Timings
 from deepseek_ocr_client.settings import ClientSettings

@@ -1,67 +1,54 @@
-"""`AsyncOcrClient`: the same client for asyncio."""
+"""`AsyncOcrClient`: one page, a stream or a whole document from the server; the core of `OcrClient` too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from os import PathLike
-from typing import Any, Protocol, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from deepseek_ocr_client.connection import Backoff, Target, Tls
-from deepseek_ocr_client.documents import Page, PageResult, open_document
-from deepseek_ocr_client.errors import ClientError, InvalidRequest, ServerUnavailable
-from deepseek_ocr_client.images import ImageInput, encode_image
+from deepseek_ocr_client.connection import Backoff, Deadline, Endpoint, Tls
+from deepseek_ocr_client.errors import (
+    ClientError,
+    InvalidRequest,
+    RequestCancelled,
+    ServerFailed,
+    ServerUnavailable,
+)
 from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text
-from deepseek_ocr_client.ocr import Clock
-from deepseek_ocr_client.request import Answer, OcrOptions, ResultBuilder, new_request_id
+from deepseek_ocr_client.pages import Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, ResultBuilder, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from os import PathLike
+    from typing import Self
 
-class AsyncAnswers(Protocol):
-    """The answers of a streamed request."""
+    from deepseek_ocr_client.images import ImageInput
+    from deepseek_ocr_client.pages import Document
+    from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
-    async def __anext__(self) -> Answer: ...
-
-    def cancel(self) -> None:
-        """Stop the request on the server."""
-
-
-class AsyncTransport(Protocol):
-    """What gRPC and HTTP have in common."""
-
-    async def infer(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> Answer:
-        """One request, one answer."""
-
-    def stream(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> AsyncAnswers:
-        """One request, its answers as they come."""
-
-    async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """A small call of tritonclient's by its name."""
-
-    async def close(self) -> None:
-        """Close the connections."""
+Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
+"""Reads a page, gives its text to the function piece by piece, and returns the whole."""
 
 
-class AsyncOcrStream:
-    """An async iterator over pieces of the model's text; `result` is there once it has ended.
+class StreamState:
+    """What a stream knows, synchronous or not: pieces of text come out of a queue, and then how it ended."""
 
-    Leaving it early inside `async with`, cancelling its task or `cancel()` stops the request on the server.
-    """
-
-    def __init__(self, start: Callable[[], AsyncAnswers], builder: ResultBuilder, backoff: Backoff) -> None:
-        self._start = start
-        self._builder = builder
-        self._backoff = backoff
-        self._answers: AsyncAnswers | None = None
+    def __init__(self, request_id: str, prompt: str | None) -> None:
+        self._request_id = request_id
+        self._prompt = prompt
         self._result: OcrResult | None = None
         self._ended = False
 
     @property
     def request_id(self) -> str:
         """The request's id, as the server logs it."""
-        return self._builder.request_id
+        return self._request_id
 
     @property
     def result(self) -> OcrResult:
@@ -70,71 +57,76 @@ class AsyncOcrStream:
             raise InvalidRequest("The stream hasn't ended yet: read it to its end first.")
         return self._result
 
+    def _take(self, item: str | Future[OcrResult] | asyncio.Task[OcrResult]) -> str | None:
+        """A piece, or None at the end, where the error of a request that failed is raised."""
+        if isinstance(item, str):
+            return item
+        self._ended = True
+        if item.cancelled():
+            raise RequestCancelled("The request was cancelled.")
+        self._result = item.result()
+        return None
+
+    def _markdown(self) -> MarkdownStream:
+        return MarkdownStream(text_labels=labels_are_text(self._prompt))
+
+
+class AsyncOcrStream(StreamState):
+    """An async iterator over pieces of the model's text; `result` is there once it has ended.
+
+    Leaving it early inside `async with`, cancelling its task or `cancel()` stops the request on the server.
+    """
+
+    def __init__(self, reading: Reading, request_id: str, prompt: str | None) -> None:
+        super().__init__(request_id, prompt)
+        self._reading = reading
+        self._task: asyncio.Task[OcrResult] | None = None
+        self._items: asyncio.Queue[str | asyncio.Task[OcrResult]] = asyncio.Queue()
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
+        if self._ended:
+            raise StopAsyncIteration
+        if self._task is None:
+            self._task = asyncio.create_task(self._reading(self._items.put_nowait))
+            self._task.add_done_callback(self._items.put_nowait)
         try:
-            while not self._ended:
-                answer = await self._next()
-                if answer is None:
-                    self._ended = True
-                    self._result = self._builder.build()
-                    break
-                piece = self._builder.add(answer)
-                if piece:
-                    return piece
+            piece = self._take(await self._items.get())
         except BaseException:
             self.cancel()
             raise
-        raise StopAsyncIteration
-
-    async def _next(self) -> Answer | None:
-        """The next answer, or None at the end; only the first is tried again, when nothing was given out."""
-        if self._answers is not None:
-            return await _step(self._answers)
-        while True:
-            try:
-                answers = self._start()
-                first = await _step(answers)
-            except ServerUnavailable as error:
-                await asyncio.sleep(self._backoff.delay(error))
-            else:
-                self._answers = answers
-                return first
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     async def markdown(self) -> AsyncIterator[str]:
         """The same stream as Markdown: tags removed, figures linked as `figure-1.jpg`, ..."""
-        stream = MarkdownStream(text_labels=labels_are_text(self._builder.options.prompt))
+        stream = self._markdown()
         async for piece in self:
-            ready = stream.feed(piece)
-            if ready:
+            if ready := stream.feed(piece):
                 yield ready
-        rest = stream.close()
-        if rest:
+        if rest := stream.close():
             yield rest
 
     def cancel(self) -> None:
         """Stop the request on the server."""
         self._ended = True
-        if self._answers is not None:
-            self._answers.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def __del__(self) -> None:
+        if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
-
-
-async def _step(answers: AsyncAnswers) -> Answer | None:
-    try:
-        return await answers.__anext__()
-    except StopAsyncIteration:
-        return None
-    except BaseException:
-        answers.cancel()
-        raise
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
 
 class AsyncOcrClient:
@@ -149,17 +141,33 @@ class AsyncOcrClient:
         *,
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
+        shared_memory: bool = False,
         settings: ClientSettings | None = None,
     ) -> None:
         self.settings = settings or ClientSettings.from_env()
-        self.target = Target.of(url or self.settings.url, tls, headers)
-        self._transport: AsyncTransport | None = None
+        self.endpoint = Endpoint.of(url or self.settings.url, tls, headers)
+        if shared_memory and self.endpoint.http:
+            raise InvalidRequest("Shared memory needs gRPC.", "Use a grpc:// address.")
+        self.http_connections = self.settings.concurrency  # at most; 0 is no limit
+        self._shared_memory = shared_memory
+        self._transport: GrpcTransport | HttpTransport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
 
-    @property
-    def transport(self) -> AsyncTransport:
-        """The connection; made on first use, inside the running loop."""
-        if self._transport is None:
-            self._transport = _open_transport(self.target, self.settings)
+    def _connect(self) -> GrpcTransport | HttpTransport:
+        """The transport of the running loop; made on first use, as each brings a heavy library with it."""
+        if self._closed:
+            raise ServerFailed("This client is closed.")
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._loop is not loop:
+            from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
+
+            self._loop = loop
+            self._transport = (
+                HttpTransport(self.endpoint, self.settings, self.http_connections)
+                if self.endpoint.http
+                else GrpcTransport(self.endpoint, self.settings, self._shared_memory)
+            )
         return self._transport
 
     async def ocr(
@@ -176,8 +184,7 @@ class AsyncOcrClient:
     ) -> OcrResult:
         """Read one page; arguments as in `OcrClient.ocr`."""
         options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        data = await asyncio.to_thread(encode_image, image, self.settings)
-        return await self.read(data, options, request_id)
+        return await self.read(await self._encode(image), options, request_id)
 
     async def stream(
         self,
@@ -193,9 +200,7 @@ class AsyncOcrClient:
     ) -> AsyncOcrStream:
         """Read one page and get its text as it's written; arguments as in `OcrClient.stream`. gRPC only."""
         options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.open_stream(
-            await asyncio.to_thread(encode_image, image, self.settings), options, request_id
-        )
+        return self.open_stream(await self._encode(image), options, request_id)
 
     async def ocr_document(
         self,
@@ -205,24 +210,38 @@ class AsyncOcrClient:
         password: str | None = None,
         options: OcrOptions | None = None,
         concurrency: int | None = None,
-    ) -> AsyncIterator[PageResult]:
+    ) -> AsyncGenerator[PageResult, None]:
         """Read a PDF or an image file page by page, in order, lazily; as `OcrClient.ocr_document`."""
+        from deepseek_ocr_client.documents import open_document
+
+        with await asyncio.to_thread(open_document, path, self.settings, password) as document:
+            numbers = document.choose(pages)
+            async with aclosing(self.read_document(document, numbers, options, concurrency)) as results:
+                async for result in results:
+                    yield result
+
+    async def read_document(
+        self,
+        document: Document,
+        numbers: Iterable[int],
+        options: OcrOptions | None = None,
+        concurrency: int | None = None,
+    ) -> AsyncGenerator[PageResult, None]:
+        """Read the pages `numbers` of an open document, in that order, at most `concurrency` of them ahead."""
         limit = concurrency or self.settings.concurrency
-        document = await asyncio.to_thread(open_document, path, self.settings, password)
         pending: deque[asyncio.Task[PageResult]] = deque()
-        with document:
-            try:
-                for number in document.choose(pages):
-                    page = await asyncio.to_thread(document.page, number)
-                    pending.append(asyncio.create_task(self.read_page(page, options or OcrOptions())))
-                    if len(pending) >= limit:
-                        yield await pending.popleft()
-                while pending:
+        try:
+            for number in numbers:
+                page = await asyncio.to_thread(document.page, number)
+                pending.append(asyncio.create_task(self.read_page(page, options or OcrOptions())))
+                if len(pending) >= limit:
                     yield await pending.popleft()
-            finally:
-                for task in pending:
-                    task.cancel()
-                await asyncio.gather(*pending, return_exceptions=True)
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
 
     async def read_page(self, page: Page, options: OcrOptions) -> PageResult:
         """Read a rendered page; a failure is returned, not raised."""
@@ -233,58 +252,80 @@ class AsyncOcrClient:
         except ClientError as error:
             return PageResult(page, error=error)
 
-    async def read(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> OcrResult:
-        """Read an encoded image with options that are made already."""
-        clock = Clock(options, self.settings)
-        backoff = Backoff(self.settings, clock.end)
-        while True:
-            builder = ResultBuilder(request_id or new_request_id(), options)
-            try:
-                await self._collect(builder, image, clock)
-                return builder.build()
-            except ServerUnavailable as error:
-                await asyncio.sleep(backoff.delay(error))
+    async def read(
+        self, image: bytes, options: OcrOptions, request_id: str | None = None, *, patient: bool = False
+    ) -> OcrResult:
+        """Read an encoded image with options that are made already.
 
-    async def _collect(self, builder: ResultBuilder, image: bytes, clock: Clock) -> None:
-        options, deadline = clock.left()
-        if self.target.http:
-            builder.add(await self.transport.infer(image, options, builder.request_id, deadline))
-            return
-        answers = self.transport.stream(image, options, builder.request_id, deadline)
-        try:
-            while (answer := await _step(answers)) is not None:
-                builder.add(answer)
-        finally:
-            answers.cancel()
+        `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
+        """
+        return await self._read(image, options, request_id, Deadline(options, self.settings, patient=patient))
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> AsyncOcrStream:
         """Stream an encoded image with options that are made already."""
-        clock = Clock(options, self.settings)
-        builder = ResultBuilder(request_id or new_request_id(), options)
+        request_id = request_id or new_request_id()
+        return AsyncOcrStream(self.reading(image, options, request_id), request_id, options.prompt)
 
-        def start() -> AsyncAnswers:
-            limited, deadline = clock.left()
-            return self.transport.stream(image, limited, builder.request_id, deadline)
+    def reading(self, image: bytes, options: OcrOptions, request_id: str) -> Reading:
+        """What a stream runs; its time limit begins now."""
+        return partial(self._read, image, options, request_id, Deadline(options, self.settings))
 
-        return AsyncOcrStream(start, builder, Backoff(self.settings, clock.end))
+    async def _read(
+        self,
+        image: bytes,
+        options: OcrOptions,
+        request_id: str | None,
+        deadline: Deadline,
+        give: Callable[[str], None] | None = None,
+    ) -> OcrResult:
+        """Ask until the server has an answer; with `give`, which gets the text, only until there's some of it."""
+        if give is not None and self.endpoint.http:
+            raise InvalidRequest(
+                "Streaming needs gRPC.", "Use a grpc:// address, or ask for the whole answer with ocr()."
+            )
+        backoff = Backoff(self.settings, deadline.end, patient=deadline.patient)
+        while True:
+            builder = ResultBuilder(request_id or new_request_id(), options)
+            limited, seconds = deadline.left()
+            request = self._connect().answers(image, limited, builder.request_id, seconds)
+            try:
+                async with aclosing(request) as answers:
+                    async for answer in answers:
+                        piece = builder.add(answer)
+                        if give is not None and piece:
+                            give(piece)
+                return builder.build()
+            except ServerUnavailable as error:
+                if give is not None and builder.begun:
+                    raise
+                await asyncio.sleep(backoff.delay(error))
+
+    async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""
+        return await self._connect().call(method, *arguments, **options)
 
     async def check(self) -> None:
-        """Raise `ServerUnavailable` at once where no server answers."""
-        await self.transport.call("is_server_live")
+        """Raise `ServerUnavailable` at once where no server answers, instead of trying again for a while."""
+        await self.call("is_server_live")
+
+    async def disconnect(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        transport, self._transport = self._transport, None
+        if transport is not None and self._loop is asyncio.get_running_loop():
+            await transport.close()
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._transport is not None:
-            await self._transport.close()
+        self._closed = True
+        await self.disconnect()
+
+    async def _encode(self, image: ImageInput) -> bytes:
+        from deepseek_ocr_client.images import encode_image
+
+        return await asyncio.to_thread(encode_image, image, self.settings)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _open_transport(target: Target, settings: ClientSettings) -> AsyncTransport:
-    from deepseek_ocr_client.aio_transport import AsyncGrpcTransport, AsyncHttpTransport
-
-    return (AsyncHttpTransport if target.http else AsyncGrpcTransport)(target, settings)

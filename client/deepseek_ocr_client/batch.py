@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepseek_ocr_client.documents import Document, Page, open_document
+from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import (
     AccessDenied,
     ClientError,
@@ -22,6 +22,7 @@ from deepseek_ocr_client.inputs import Source
 from deepseek_ocr_client.journal import Journal
 from deepseek_ocr_client.layouts import OmniDocBenchLayout, OutputLayout, prediction_name
 from deepseek_ocr_client.ocr import OcrClient
+from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings

@@ -1,4 +1,4 @@
-"""Where a server is and how its failures read: addresses, TLS, statuses -> errors, backoff."""
+"""Where a server is and how long to wait for it: addresses, TLS, time limits, backoff."""
 
 from __future__ import annotations
 
@@ -6,46 +6,16 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from deepseek_ocr_client.errors import (
-    AccessDenied,
-    ClientError,
-    InvalidRequest,
-    RequestCancelled,
-    ServerFailed,
-    ServerUnavailable,
-    TimeLimitExceeded,
-)
+from deepseek_ocr_client.errors import InvalidRequest, ServerUnavailable
+from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.settings import ClientSettings
 
 _SCHEMES = {"grpc": (False, False), "grpcs": (False, True), "http": (True, False), "https": (True, True)}
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]@?#]+)(?::(?P<port>[0-9]{1,5}))?/?")
-
-_SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(?:(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): )?")
-
-# HTTP has fewer words than gRPC: Triton answers 400 to every request that it finds wrong.
-_STATUSES: dict[str, type[ClientError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "OUT_OF_RANGE": InvalidRequest,
-    "RESOURCE_EXHAUSTED": InvalidRequest,
-    "400": InvalidRequest,
-    "413": InvalidRequest,
-    "UNAUTHENTICATED": AccessDenied,
-    "PERMISSION_DENIED": AccessDenied,
-    "401": AccessDenied,
-    "403": AccessDenied,
-    "UNAVAILABLE": ServerUnavailable,
-    "502": ServerUnavailable,
-    "503": ServerUnavailable,
-    "DEADLINE_EXCEEDED": TimeLimitExceeded,
-    "499": TimeLimitExceeded,
-    "504": TimeLimitExceeded,
-    "CANCELLED": RequestCancelled,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +43,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """A server: `address` is host:port; `http` says which protocol, `tls` whether and how it's encrypted."""
 
     address: str
@@ -82,7 +52,7 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, url: str, tls: Tls | None = None, headers: Mapping[str, str] | None = None) -> Target:
+    def of(cls, url: str, tls: Tls | None = None, headers: Mapping[str, str] | None = None) -> Endpoint:
         """From `host:port`, `grpc://`, `grpcs://`, `http://` or `https://`; no scheme is gRPC.
 
         Giving `tls` encrypts a gRPC address without a scheme too.
@@ -116,70 +86,11 @@ class Target:
         return f"{scheme}://{self.address}"
 
 
-def to_client_error(message: str | None, status: str | None, target: Target) -> ClientError:
-    """The error class and the sentence for a failure that Triton or gRPC reports."""
-    word = (status or "").rpartition(".")[2].upper()
-    said = " ".join((message or "").split())
-    if word == "UNAVAILABLE" and _nobody_there(said):
-        return ServerUnavailable(
-            f"No server answers at {target}.",
-            "Start one, or give another address with --url or DEEPSEEK_OCR_URL.",
-        )
-    if word == "NOT_FOUND" or "unknown model" in said:
-        return ServerUnavailable(
-            f"The server at {target} doesn't serve this model: {said}", "Look at `status`."
-        )
-    kind = _STATUSES.get(word, ServerFailed)
-    if kind is TimeLimitExceeded:
-        return TimeLimitExceeded(
-            "The request didn't finish within its time limit.",
-            "Give it more time with --timeout, or look with `status` whether the server is busy.",
-        )
-    if kind is RequestCancelled:
-        return RequestCancelled("The request was cancelled.")
-    if kind is ServerUnavailable:
-        advice = "" if "again" in said else "Try again later."
-        return ServerUnavailable(said or "The server is busy.", advice, answered=True)
-    if kind is AccessDenied:
-        return AccessDenied(
-            said or f"{target} refused this caller.",
-            "Give the key that its owner gave you: --header 'authorization=Bearer KEY', or headers= in Python.",
-        )
-    if kind is InvalidRequest:
-        return InvalidRequest(said or "The server refused the request.")
-    advice = "The server's log says more, under the request's id."
-    return ServerFailed(said or "The server failed without saying why.", advice)
-
-
-def _nobody_there(message: str) -> bool:
-    signs = ("failed to connect", "connection refused", "resolv", "resolution", "lookup", "connect:")
-    lost = ("socket closed", "connection reset", "recvmsg", "goaway", "handshak", "broken pipe", "rst_stream")
-    return any(sign in message.lower() for sign in signs + lost)
-
-
-def triton_error(error: Any, target: Target) -> ClientError:
-    """The same, from an InferenceServerException or a gRPC error.
-
-    An error on a stream has no status: our server spells it out before the sentence. (Triton could close
-    the stream with the status, if asked with a `triton_grpc_error` header; 24.10 crashes on that.) Where
-    there is a status, the spelled one and the names of the ensembles are taken off the sentence too.
-    """
-    if callable(getattr(error, "message", None)):
-        message = error.message() or ""
-        spelled = _SPELLED.match(message)
-        if spelled is not None:
-            message = message[spelled.end() :]
-        return to_client_error(message, error.status() or (spelled and spelled[1]), target)
-    if callable(getattr(error, "details", None)):
-        return to_client_error(error.details(), str(error.code()), target)
-    return to_client_error(str(error), None, target)
-
-
 class Backoff:
     """How long to wait before the next attempt after UNAVAILABLE; gives up by count and by deadline.
 
-    Sync and async callers sleep differently, so they call `delay(error)`, sleep for what it returns, and try
-    again; it raises the error when it's time to stop. With `patient`, a server that answers that it's full
+    Call `delay(error)`, sleep for what it returns, and try again; it raises the error when it's time to stop.
+    With `patient`, a server that answers that it's full
     is asked again until the deadline, and only a server that doesn't answer is counted.
     """
 
@@ -202,3 +113,23 @@ class Backoff:
         if time.monotonic() + wait >= self._deadline:
             raise error
         return wait
+
+
+class Deadline:
+    """The time limit of a request: over all its attempts, or with `patient` for each attempt anew."""
+
+    def __init__(self, options: OcrOptions, settings: ClientSettings, *, patient: bool = False) -> None:
+        self._options = options
+        self._grace = settings.deadline_grace
+        self._limit = options.time_limit or settings.timeout
+        self.patient = patient
+        self.end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
+
+    def left(self) -> tuple[OcrOptions, float]:
+        """The options of an attempt that begins now, and the client's own deadline for it, in seconds."""
+        seconds = max(self.end - time.monotonic(), 0.001)
+        if not self._limit:
+            return self._options, seconds
+        if self.patient:
+            seconds = self._limit
+        return replace(self._options, time_limit=seconds), seconds + self._grace

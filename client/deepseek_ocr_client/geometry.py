@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from deepseek_ocr_client.contract import LAYOUT
 from deepseek_ocr_client.errors import ServerFailed
 from deepseek_ocr_client.tags import MAX_COORDINATE, Box
 
@@ -63,9 +64,9 @@ class Layout:
 
     @classmethod
     def of(cls, values: Sequence[int]) -> Layout:
-        """From the INT32 [8] tensor; `ServerFailed` where it can't be one."""
+        """From the numbers of the tensor, in the contract's order; `ServerFailed` where it can't be one."""
         numbers = [int(value) for value in values]
-        if len(numbers) != 8 or min(numbers) < 0 or 0 in (numbers[0], numbers[3], numbers[4]):
+        if len(numbers) != len(LAYOUT) or min(numbers) < 0 or 0 in (numbers[0], numbers[3], numbers[4]):
             raise ServerFailed(f"The server's LAYOUT isn't one: {numbers}.")
         side, columns, rows, width, height, left, top, scale = numbers
         return cls(side, columns, rows, width, height, left, top, scale / SCALE_UNIT)

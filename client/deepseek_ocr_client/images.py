@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.settings import ClientSettings
 
-ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
+)
 """A path, encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB."""
 
 # Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.

@@ -23,11 +23,14 @@ class Source:
 
     def digest(self) -> str:
         """SHA-256 of the file, so that a changed file is read again and a moved one isn't."""
+        digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                while block := file.read(2**20):
+                    digest.update(block)
         except OSError as error:
             raise InvalidRequest(f"{self.path} can't be read: {error.strerror or error}.") from None
+        return digest.hexdigest()
 
 
 def find_sources(inputs: Iterable[str]) -> list[Source]:

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.output import atomic_write
+
+if TYPE_CHECKING:
+    from typing import Self
 
 NAME = "pages.jsonl"
 LOCK = ".batch.lock"

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepseek_ocr_client.documents import Page
 from deepseek_ocr_client.errors import ClientError
-from deepseek_ocr_client.evaluation import for_evaluation
+from deepseek_ocr_client.markdown import to_markdown
 from deepseek_ocr_client.output import atomic_write, save_page
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 PREDICTIONS = "predictions"
+
+# Equation numbers after a display formula, `\quad (3)`: the ground truth has none. Bounded, so that hostile
+# text costs no more than its length.
+_EQUATION_NUMBER = re.compile(r"\\quad\s{0,20}\([^()\n]{0,40}\)(?=[^\[\]\n]{0,40}\\\])")
+_CENTER = re.compile(r"</?center>")
+
 PageText = Callable[[int], str | None]
 
 
@@ -130,6 +137,16 @@ def prediction_name(file_name: str, number: int = 1, page_count: int = 1) -> str
     """Name of a page's prediction: `IMAGE.md`, or `FILE_0001.md` for a page of a longer file."""
     stem = file_name[:-4] if file_name[-4:-3] == "." else file_name
     return f"{stem}.md" if page_count == 1 else f"{stem}_{number:04d}.md"
+
+
+def for_evaluation(result: OcrResult) -> str:
+    """A page's Markdown as OmniDocBench compares it: without figures, `<center>` tags and equation numbers.
+
+    The same normalisation that the authors' evaluation script applies (`run_dpsk_ocr_eval_batch.py`), so
+    that edit distances compare with the published ones.
+    """
+    markdown, _ = to_markdown(result.text, None, text_labels=result.text_labels)
+    return _CENTER.sub("", _EQUATION_NUMBER.sub("", markdown)) + "\n"
 
 
 class DocumentFiles:

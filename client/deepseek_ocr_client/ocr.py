@@ -2,131 +2,89 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from os import PathLike
-from types import TracebackType
-from typing import Any, Protocol, Self
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import wait
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from deepseek_ocr_client.connection import Backoff, Target, Tls
-from deepseek_ocr_client.documents import Page, PageResult, open_document
-from deepseek_ocr_client.errors import ClientError, InvalidRequest, RequestCancelled, ServerUnavailable
-from deepseek_ocr_client.images import ImageInput, encode_image
-from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text
-from deepseek_ocr_client.ordered import in_order
-from deepseek_ocr_client.request import Answer, OcrOptions, ResultBuilder, new_request_id
+from deepseek_ocr_client.aio import AsyncOcrClient, Reading, StreamState
+from deepseek_ocr_client.connection import Tls
+from deepseek_ocr_client.errors import RequestCancelled, ServerFailed
+from deepseek_ocr_client.loop_thread import Call, LoopThread, loop_thread
+from deepseek_ocr_client.pages import Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from os import PathLike
+    from typing import Self
 
-class Answers(Protocol):
-    """The answers of a streamed request."""
+    from deepseek_ocr_client.images import ImageInput
+    from deepseek_ocr_client.pages import Document
 
-    def __iter__(self) -> Iterator[Answer]: ...
-
-    def __next__(self) -> Answer: ...
-
-    def cancel(self) -> None:
-        """Stop the request on the server."""
-
-
-class Transport(Protocol):
-    """What gRPC and HTTP have in common."""
-
-    target: Target
-
-    def infer(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> Answer:
-        """One request, one answer."""
-
-    def stream(self, image: bytes, options: OcrOptions, request_id: str, timeout: float) -> Answers:
-        """One request, its answers as they come."""
-
-    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """A small call of tritonclient's by its name."""
-
-    def cancel(self) -> None:
-        """Cancel every stream under way."""
-
-    def close(self) -> None:
-        """Close the connections."""
+Result = TypeVar("Result")
+END_SECONDS = 15.0  # at most, for a cancelled request to clean up; longer than shared memory is waited for
 
 
-class OcrStream:
+class OcrStream(StreamState):
     """An iterator over pieces of the model's text; `result` is there once it has ended.
 
     Leaving it early (`break` inside `with`, `cancel()`, or dropping it) stops the request on the server.
     """
 
+    _call: Call[OcrResult] | None = None
+
     def __init__(
         self,
-        start: Callable[[], Answers],
-        builder: ResultBuilder,
-        backoff: Backoff,
-        sleep: Callable[[float], None],
+        client: OcrClient,
+        reading: Reading,
+        request_id: str,
+        prompt: str | None,
     ) -> None:
-        self._start = start
-        self._sleep = sleep
-        self._builder = builder
-        self._backoff = backoff
-        self._answers: Answers | None = None
-        self._result: OcrResult | None = None
-        self._ended = False
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as the server logs it."""
-        return self._builder.request_id
-
-    @property
-    def result(self) -> OcrResult:
-        """The whole answer; `InvalidRequest` before the stream has ended."""
-        if self._result is None:
-            raise InvalidRequest("The stream hasn't ended yet: read it to its end first.")
-        return self._result
+        super().__init__(request_id, prompt)
+        self._client = client
+        self._reading = reading
+        self._items: SimpleQueue[str | Future[OcrResult]] = SimpleQueue()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        while not self._ended:
-            answer = self._first() if self._answers is None else next(self._answers, None)
-            if answer is None:
-                self._ended = True
-                self._result = self._builder.build()
-                break
-            piece = self._builder.add(answer)
-            if piece:
-                return piece
-        raise StopIteration
-
-    def _first(self) -> Answer | None:
-        """The first answer; nothing was given out yet, so a busy server may be asked again."""
-        while True:
-            try:
-                self._answers = self._start()
-                return next(self._answers, None)
-            except ServerUnavailable as error:
-                self._answers = None
-                self._sleep(self._backoff.delay(error))
+        if self._ended:
+            raise StopIteration
+        if self._call is None:
+            self._call = self._client._start(self._reading, self._items.put)
+            self._call.future.add_done_callback(self._items.put)
+        piece = self._take(self._items.get())
+        if piece is None:
+            raise StopIteration
+        return piece
 
     def markdown(self) -> Iterator[str]:
         """The same stream as Markdown: tags removed, figures linked as `figure-1.jpg`, ..."""
-        stream = MarkdownStream(text_labels=labels_are_text(self._builder.options.prompt))
+        stream = self._markdown()
         for piece in self:
-            ready = stream.feed(piece)
-            if ready:
+            if ready := stream.feed(piece):
                 yield ready
-        rest = stream.close()
-        if rest:
+        if rest := stream.close():
             yield rest
 
     def cancel(self) -> None:
-        """Stop the request on the server."""
+        """Stop the request on the server; may be called from any thread, and twice."""
         self._ended = True
-        if self._answers is not None:
-            self._answers.cancel()
+        if self._call is not None:
+            self._call.cancel()
+            wait([self._call.future], END_SECONDS)
+
+    def __del__(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +103,9 @@ class OcrClient:
 
     All methods raise subclasses of `ClientError`: `InvalidRequest`, `AccessDenied`, `ServerUnavailable`,
     `ServerFailed`, `TimeLimitExceeded`, `RequestCancelled`.
+
+    `AsyncOcrClient` does the work, in a thread of its own; so this one may be used anywhere, inside a running
+    event loop and in a forked process too.
     """
 
     def __init__(
@@ -156,10 +117,16 @@ class OcrClient:
         shared_memory: bool = False,
         settings: ClientSettings | None = None,
     ) -> None:
-        self.settings = settings or ClientSettings.from_env()
-        self.target = Target.of(url or self.settings.url, tls, headers)
-        self.transport = open_transport(self.target, self.settings, shared_memory)
-        self._cancelled = threading.Event()
+        self._core = AsyncOcrClient(
+            url, tls=tls, headers=headers, shared_memory=shared_memory, settings=settings
+        )
+        self._core.http_connections = 0  # threads bound it
+        self.settings = self._core.settings
+        self.endpoint = self._core.endpoint
+        self._thread: LoopThread | None = None
+        self._calls: weakref.WeakSet[Call[Any]] = weakref.WeakSet()
+        self._mutex = threading.Lock()
+        self._refusal: Callable[[], Exception] | None = None  # why nothing more is started
 
     def ocr(
         self,
@@ -182,7 +149,7 @@ class OcrClient:
         Over gRPC the request is streamed, because only a stream can be cancelled.
         """
         options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.read(encode_image(image, self.settings), options, request_id)
+        return self.read(self._encode(image), options, request_id)
 
     def stream(
         self,
@@ -198,7 +165,7 @@ class OcrClient:
     ) -> OcrStream:
         """Read one page and get its text as it's written; options as in `ocr`. gRPC only."""
         options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.open_stream(encode_image(image, self.settings), options, request_id)
+        return self.open_stream(self._encode(image), options, request_id)
 
     def ocr_document(
         self,
@@ -208,143 +175,118 @@ class OcrClient:
         password: str | None = None,
         options: OcrOptions | None = None,
         concurrency: int | None = None,
-    ) -> Iterator[PageResult]:
+    ) -> Generator[PageResult, None, None]:
         """Read a PDF or an image file page by page, in order, lazily.
 
         `pages`: page numbers from 1; None = all. At most `concurrency` pages (the settings' by default) are
         rendered and under way at a time. A page that fails comes as a `PageResult` with its `error`; what
         concerns the whole document (no such file, wrong password) is raised.
         """
+        from deepseek_ocr_client.documents import open_document
+
         document = open_document(path, self.settings, password)
-        chosen = document.choose(pages)
-        limit = concurrency or self.settings.concurrency
+        try:
+            numbers = document.choose(pages)
+        except BaseException:
+            document.close()
+            raise
+        return self._read_document(document, numbers, options, concurrency)
 
-        def work(page: Page) -> PageResult:
-            return self.read_page(page, options or OcrOptions())
+    def _read_document(
+        self,
+        document: Document,
+        numbers: Iterable[int],
+        options: OcrOptions | None,
+        concurrency: int | None,
+    ) -> Generator[PageResult, None, None]:
+        with document:
+            results = self._core.read_document(document, numbers, options, concurrency)
 
-        def run() -> Iterator[PageResult]:
-            with document:
-                yield from in_order(document.pages(chosen), work, limit)
+            async def following() -> PageResult | None:
+                return await anext(results, None)
 
-        return run()
+            try:
+                while (result := self._start(following).result()) is not None:
+                    yield result
+            finally:
+                with suppress(ServerFailed):  # the loop ended with the interpreter
+                    loop_thread().submit(results.aclose()).result()
 
     def read_page(self, page: Page, options: OcrOptions) -> PageResult:
         """Read a rendered page; a failure is returned, not raised."""
-        if page.error is not None:
-            return PageResult(page, error=page.error)
-        try:
-            return PageResult(page, result=self.read(page.image, options))
-        except ClientError as error:
-            return PageResult(page, error=error)
+        return self._start(self._core.read_page, page, options).result()
 
     def read(
-        self,
-        image: bytes,
-        options: OcrOptions,
-        request_id: str | None = None,
-        *,
-        patient: bool = False,
+        self, image: bytes, options: OcrOptions, request_id: str | None = None, *, patient: bool = False
     ) -> OcrResult:
         """Read an encoded image with options that are made already.
 
         `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
         """
-        clock = Clock(options, self.settings, patient=patient)
-        backoff = Backoff(self.settings, clock.end, patient=patient)
-        while True:
-            builder = ResultBuilder(request_id or new_request_id(), options)
-            try:
-                limited, deadline = clock.left()
-                for answer in self._answers(image, limited, builder.request_id, deadline):
-                    builder.add(answer)
-                return builder.build()
-            except ServerUnavailable as error:
-                self._sleep(backoff.delay(error))
-
-    def _answers(
-        self, image: bytes, options: OcrOptions, request_id: str, deadline: float
-    ) -> Iterator[Answer]:
-        """All answers of one attempt; leaving early cancels it."""
-        self._check_open()
-        if self.target.http:
-            yield self.transport.infer(image, options, request_id, deadline)
-            return
-        answers = self.transport.stream(image, options, request_id, deadline)
-        try:
-            yield from answers
-        finally:
-            answers.cancel()
+        return self._start(self._core.read, image, options, request_id, patient=patient).result()
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> OcrStream:
         """Stream an encoded image with options that are made already."""
-        clock = Clock(options, self.settings)
-        builder = ResultBuilder(request_id or new_request_id(), options)
+        request_id = request_id or new_request_id()
+        return OcrStream(self, self._core.reading(image, options, request_id), request_id, options.prompt)
 
-        def start() -> Answers:
-            self._check_open()
-            limited, deadline = clock.left()
-            return self.transport.stream(image, limited, builder.request_id, deadline)
-
-        return OcrStream(start, builder, Backoff(self.settings, clock.end), self._sleep)
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""
+        return self._start(self._core.call, method, *arguments, **options).result()
 
     def check(self) -> None:
         """Raise `ServerUnavailable` at once where no server answers, instead of trying again for a while."""
-        self.transport.call("is_server_live")
+        self._start(self._core.check).result()
 
     def cancel(self) -> None:
         """Cancel every request under way, from any thread; the client can't be used afterwards."""
-        self._cancelled.set()
-        self.transport.cancel()
-
-    def _check_open(self) -> None:
-        if self._cancelled.is_set():
-            raise RequestCancelled("The request was cancelled.")
-
-    def _sleep(self, seconds: float) -> None:
-        self._cancelled.wait(seconds)
-        self._check_open()
+        self._refusal = lambda: RequestCancelled("The request was cancelled.")
+        for call in self._under_way():
+            call.cancel()
 
     def close(self) -> None:
-        """Close the connections."""
-        self.transport.close()
+        """Close the connections, those in use when their request ends."""
+        self._refusal = self._refusal or (lambda: ServerFailed("This client is closed."))
+        thread, self._thread = self._thread, None
+        if thread is None or thread is not loop_thread():
+            return
+        under_way = [call.future for call in self._under_way()]
+        if under_way:
+            thread.submit(self._close_after(under_way))
+        else:
+            thread.submit(self._core.close()).result()
+
+    async def _close_after(self, futures: list[Future[Any]]) -> None:
+        await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+        await self._core.close()
+
+    def _start(
+        self, function: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any, **options: Any
+    ) -> Call[Result]:
+        """Start a coroutine function of the core's in the loop's thread."""
+        if self._refusal is not None:
+            raise self._refusal()
+        thread = loop_thread()
+        if thread is not self._thread:  # the first time, or the first time in a forked process
+            self._thread = thread
+            thread.clients.add(self._core)
+            weakref.finalize(self, thread.close_soon, self._core).atexit = False
+        call = thread.submit(function(*arguments, **options))
+        with self._mutex:
+            self._calls.add(call)
+        return call
+
+    def _under_way(self) -> list[Call[Any]]:
+        with self._mutex:
+            return [call for call in self._calls if not call.future.done()]
+
+    def _encode(self, image: ImageInput) -> bytes:
+        from deepseek_ocr_client.images import encode_image
+
+        return encode_image(image, self.settings)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Clock:
-    """The time limit of a request: over all its attempts, or with `patient` for each attempt anew."""
-
-    def __init__(self, options: OcrOptions, settings: ClientSettings, *, patient: bool = False) -> None:
-        self._options = options
-        self._grace = settings.deadline_grace
-        self._limit = options.time_limit or settings.timeout
-        self._patient = patient
-        self.end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
-
-    def left(self) -> tuple[OcrOptions, float]:
-        """The options of an attempt that begins now, and the client's own deadline for it, in seconds."""
-        seconds = max(self.end - time.monotonic(), 0.001)
-        if not self._limit:
-            return self._options, seconds
-        if self._patient:
-            seconds = self._limit
-        return replace(self._options, time_limit=seconds), seconds + self._grace
-
-
-def open_transport(target: Target, settings: ClientSettings, shared_memory: bool = False) -> Transport:
-    """The transport for a target; imported late, because each brings a heavy stack with it."""
-    if target.http:
-        if shared_memory:
-            raise InvalidRequest("Shared memory needs gRPC.", "Use a grpc:// address.")
-        from deepseek_ocr_client.http_transport import HttpTransport
-
-        return HttpTransport(target, settings)
-    from deepseek_ocr_client.grpc_transport import GrpcTransport
-
-    return GrpcTransport(target, settings, shared_memory=shared_memory)

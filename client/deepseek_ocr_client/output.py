@@ -13,9 +13,9 @@ from typing import IO
 
 from PIL import Image
 
-from deepseek_ocr_client.documents import Page
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.images import open_image
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 from deepseek_ocr_client.tags import Box

@@ -10,9 +10,9 @@ from pathlib import Path
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
-from deepseek_ocr_client.documents import Document, Page, check_page_count
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.images import to_png
+from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.settings import ClientSettings
 
 POINTS_AN_INCH = 72
@@ -31,7 +31,6 @@ class PdfDocument(Document):
         with _PDFIUM:
             count = len(self._pdf)
         super().__init__(path, count, settings)
-        check_page_count(path, count, settings)
 
     def render(self, number: int) -> Page:
         """Page `number` as PNG at the settings' dpi, or at fewer where the page would be too large."""

@@ -1,21 +1,21 @@
-"""The wire contract: options -> input tensors, output tensors -> results. Nothing here opens a connection."""
+"""Options -> input tensors, output tensors -> results, by the contract. Nothing here opens a connection."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from deepseek_ocr_client import contract
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
 from deepseek_ocr_client.geometry import Layout
 from deepseek_ocr_client.markdown import labels_are_text
-from deepseek_ocr_client.result import FINISH_REASONS, OcrResult, Timings
+from deepseek_ocr_client.result import OcrResult, Timings
 
-OUTPUTS = ("TEXT", "TEXT_LENGTH", "FINISH_REASON", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Answer(Protocol):
@@ -28,6 +28,8 @@ class Answer(Protocol):
 @dataclass(frozen=True, slots=True)
 class OcrOptions:
     """What a request may say beyond its image; None leaves the choice to the server.
+
+    A field is an input of the contract, its name in lower case.
 
     `retention`: 1 is pruning off, 0 < r < 1 a fixed share of the visual tokens, None the dynamic rule.
     `no_repeat_ngram`: (n, window) in tokens, n = 0 is off. `time_limit`: seconds, queueing included.
@@ -62,38 +64,38 @@ def new_request_id() -> str:
 
 
 def build_inputs(image: bytes, options: OcrOptions, tensor: Callable[..., Any]) -> list[Any]:
-    """Input tensors of a request; `tensor` is the InferInput class of the transport in use."""
-    arrays: list[tuple[str, str, npt.NDArray[Any]]] = [("IMAGE", "BYTES", _bytes(image))]
-    if options.prompt is not None:
-        arrays.append(("PROMPT", "BYTES", _bytes(options.prompt.encode())))
-    if options.mode is not None:
-        arrays.append(("MODE", "BYTES", _bytes(options.mode.encode())))
-    if options.retention is not None:
-        arrays.append(("RETENTION", "FP32", np.array([options.retention], np.float32)))
-    if options.max_tokens is not None:
-        arrays.append(("MAX_TOKENS", "INT32", _int32([options.max_tokens])))
-    if options.no_repeat_ngram is not None:
-        arrays.append(("NO_REPEAT_NGRAM", "INT32", _int32(options.no_repeat_ngram)))
-    if options.time_limit is not None:
-        arrays.append(("TIME_LIMIT", "FP32", np.array([options.time_limit], np.float32)))
+    """Input tensors of a request, those that have a value; `tensor` is the InferInput class to make them with."""
     inputs = []
-    for name, datatype, array in arrays:
-        entry = tensor(name, list(array.shape), datatype)
-        entry.set_data_from_numpy(array)
-        inputs.append(entry)
+    for each in contract.INPUTS:
+        value = image if each is contract.IMAGE else getattr(options, each.name.lower())
+        if value is not None:
+            entry = tensor(each.name, list(each.shape), each.dtype)
+            entry.set_data_from_numpy(_array(each, value))
+            inputs.append(entry)
     return inputs
 
 
-def _bytes(value: bytes) -> npt.NDArray[Any]:
+def bytes_array(value: bytes) -> npt.NDArray[Any]:
+    """A BYTES [1] array."""
+    import numpy as np
+
     array = np.empty(1, dtype=object)
     array[0] = value
     return array
 
 
-def _int32(values: Any) -> npt.NDArray[np.int32]:
-    if any(not -(2**31) <= int(value) < 2**31 for value in values):
+def _array(tensor: contract.Tensor, value: Any) -> npt.NDArray[Any]:
+    """The value of an option as an array of the tensor's type and shape."""
+    import numpy as np
+
+    if tensor.dtype == "BYTES":
+        return bytes_array(value.encode() if isinstance(value, str) else value)
+    if tensor.dtype == "FP32":
+        return np.array(value, np.float32).reshape(tensor.shape)
+    values = value if isinstance(value, Sequence) else [value]
+    if any(not -(2**31) <= int(number) < 2**31 for number in values):
         raise InvalidRequest(f"{list(values)} doesn't fit into 32 bits.")
-    return np.array(list(values), np.int32)
+    return np.array(values, np.int32).reshape(tensor.shape)
 
 
 @dataclass(slots=True)
@@ -103,64 +105,74 @@ class ResultBuilder:
     request_id: str
     options: OcrOptions
     _pieces: list[str] = field(default_factory=list)
-    _found: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    _found: dict[contract.Tensor, npt.NDArray[Any]] = field(default_factory=dict)
     finish_reason: str = ""
 
     def add(self, answer: Answer) -> str:
         """Take an answer in; returns its piece of text, which may be empty."""
-        piece = _text(answer, "TEXT")
+        for tensor in contract.OUTPUTS:
+            array = answer.as_numpy(tensor.name)
+            if array is not None and array.size and tensor.dtype != "BYTES":
+                self._found[tensor] = array.reshape(-1)
+        piece = _text(answer, contract.TEXT)
         self._pieces.append(piece)
-        for name in ("TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS"):
-            array = answer.as_numpy(name)
-            if array is not None and array.size:
-                self._found[name] = array.reshape(-1)
-        self.finish_reason = _text(answer, "FINISH_REASON") or self.finish_reason
+        self.finish_reason = _text(answer, contract.FINISH_REASON) or self.finish_reason
         return piece
+
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has come."""
+        return bool(self._pieces)
 
     def build(self) -> OcrResult:
         """The result; `ServerFailed` where the answers aren't what the contract says."""
-        if self.finish_reason not in FINISH_REASONS:
+        if self.finish_reason not in contract.FINISH_REASONS:
             raise ServerFailed(
                 "The server's answer ended without a finish reason."
                 if not self.finish_reason
                 else f"The server gave an unknown finish reason: {self.finish_reason[:40]!r}."
             )
-        for name in ("TOKENS", "LAYOUT"):
-            if name not in self._found:
-                raise ServerFailed(f"The server's answer lacks {name}.")
-        tokens = self._found["TOKENS"]
-        if tokens.size != 3:
-            raise ServerFailed(f"The server's TOKENS has {tokens.size} numbers instead of 3.")
+        for tensor in (contract.TOKENS, contract.LAYOUT_TENSOR):
+            if tensor not in self._found:
+                raise ServerFailed(f"The server's answer lacks {tensor.name}.")
+        tokens = self._numbers(contract.TOKENS)
         whole = "".join(self._pieces)
-        length = int(self._found["TEXT_LENGTH"][0]) if "TEXT_LENGTH" in self._found else len(whole)
+        length = int((self._numbers(contract.TEXT_LENGTH) or [len(whole)])[0])
         kept = whole[: max(length, 0)]
-        timings = self._found.get("TIMINGS")
+        timings = self._numbers(contract.TIMINGS_TENSOR)
         return OcrResult(
             text=kept,
             finish_reason=self.finish_reason,
             visual_tokens=int(tokens[0]),
             kept_tokens=int(tokens[1]),
             output_tokens=int(tokens[2]),
-            kept=self._found.get("KEPT", np.zeros(0, np.int32)).astype(np.int32),
-            layout=Layout.of(self._found["LAYOUT"].tolist()),
-            timings=_timings(timings) if timings is not None else None,
+            kept=self._kept(),
+            layout=Layout.of(self._found[contract.LAYOUT_TENSOR].tolist()),
+            timings=Timings(*timings) if timings else None,
             request_id=self.request_id,
             model_text=whole if len(kept) < len(whole) else "",
             text_labels=labels_are_text(self.options.prompt),
         )
 
+    def _numbers(self, tensor: contract.Tensor) -> list[float]:
+        """A tensor's numbers, as many as the contract says; none where it hasn't come."""
+        if tensor not in self._found:
+            return []
+        array, count = self._found[tensor], tensor.shape[0]
+        if array.size < count or (array.size > count and tensor is contract.TOKENS):
+            raise ServerFailed(f"The server's {tensor.name} has {array.size} numbers instead of {count}.")
+        numbers: list[float] = array[:count].tolist()
+        return numbers
 
-def _text(answer: Answer, name: str) -> str:
-    array = answer.as_numpy(name)
+    def _kept(self) -> npt.NDArray[np.int32]:
+        import numpy as np
+
+        return self._found.get(contract.KEPT, np.zeros(0)).astype(np.int32)
+
+
+def _text(answer: Answer, tensor: contract.Tensor) -> str:
+    array = answer.as_numpy(tensor.name)
     if array is None or not array.size:
         return ""
     value = array.reshape(-1)[0]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return str(value)
-
-
-def _timings(values: npt.NDArray[Any]) -> Timings:
-    if values.size < len(Timings._fields):
-        raise ServerFailed(f"The server's TIMINGS has {values.size} numbers instead of 7.")
-    return Timings(*(float(value) for value in values[: len(Timings._fields)]))
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)

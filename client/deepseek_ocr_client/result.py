@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek_ocr_client.geometry import Layout, TokenMap, to_pixels
 from deepseek_ocr_client.markdown import default_figure_name, segments, to_markdown
 from deepseek_ocr_client.tags import Box
 
-FINISH_REASONS = frozenset({"stop", "length", "repetition", "cancelled", "timeout"})
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 UNFINISHED = {
     "length": "the output reached its token limit",
     "repetition": "the model began to repeat itself and was stopped",
@@ -24,7 +24,7 @@ UNFINISHED = {
 
 
 class Timings(NamedTuple):
-    """The TIMINGS output, seconds. `first_token` and `total` count from the request's arrival."""
+    """The TIMINGS output in seconds, in its order. `first_token` and `total` count from the request's arrival."""
 
     preprocess: float
     vision: float

@@ -4,9 +4,9 @@ ARG BASE=python:3.11-slim-bookworm
 # The requirements apart from the rest of pyproject.toml, so that other changes to it install nothing again.
 FROM ${BASE} AS needs
 WORKDIR /needs
-COPY pyproject.toml deploy/docker/requirements.py ./
-RUN python3 requirements.py serve > serve.txt && python3 requirements.py export > export.txt \
-    && grep '^torch==' serve.txt > torch.txt
+COPY pyproject.toml constraints.txt deploy/docker/requirements.py ./
+RUN python3 requirements.py preprocess vision decoder server > serve.txt \
+    && python3 requirements.py export > export.txt && grep '^torch==' serve.txt > torch.txt
 
 # What is installed, in an environment without pip; pip itself stays in this stage.
 FROM ${BASE} AS builder

@@ -21,7 +21,7 @@ WORKDIR /needs
 COPY constraints.txt pyproject.toml deploy/docker/requirements.py ./
 # Nothing that the container carries changes: TensorRT-LLM was built against it. Its PyTorch, server and ONNX tools
 # stay, and the embedded server of the CPU image isn't wanted here.
-RUN python3 requirements.py serve --lacking --frozen frozen.txt \
+RUN python3 requirements.py preprocess vision decoder server --lacking --frozen frozen.txt \
         --without torch,nvidia-pytriton,onnxruntime > lacking.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --disable-pip-version-check \
         -c frozen.txt -r lacking.txt \

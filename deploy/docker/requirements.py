@@ -1,4 +1,4 @@
-"""Prints the pinned requirements of this project's extras, so that images cache them apart from the code.
+"""Prints the pinned requirements of this project's extras and dependency groups, so that images cache them.
 
 `--lacking` leaves out what the Python that runs this has already, in whatever version: NVIDIA's container carries
 packages that fit its TensorRT-LLM, and none of them may change. `--frozen FILE` writes the constraints for that:
@@ -22,17 +22,25 @@ def canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
-def requirements(project: Path, extras: list[str]) -> list[str]:
-    """The project's requirements and those of its extras, as pyproject.toml spells them.
+def requirements(project: Path, constraints: Path, names: list[str]) -> list[str]:
+    """The library's requirements and those of extras and groups, in the versions that are deployed.
 
     Raises:
-        KeyError: an extra that the project hasn't.
+        KeyError: a name that is neither an extra nor a group, or a package without a pin.
     """
-    described = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    found = list(described["dependencies"])
-    for extra in extras:
-        found += described["optional-dependencies"][extra]
-    return list(dict.fromkeys(found))
+    described = tomllib.loads(project.read_text(encoding="utf-8"))
+    extras = described["project"]["optional-dependencies"] | described["dependency-groups"]
+    wanted = [*described["project"]["dependencies"], *(each for name in names for each in extras[name])]
+    pins = {canonical(pin): pin.partition("==")[2] for pin in pinned(constraints)}
+    parts = [re.match(r"[\w.-]+(?:\[[^\]]*\])?", each) for each in wanted]
+    spelled = [part[0] for part in parts if part]
+    return list(dict.fromkeys(f"{name}=={pins[canonical(name)]}" for name in spelled))
+
+
+def pinned(constraints: Path) -> list[str]:
+    """The lines of a constraints file that pin a package."""
+    lines = (line.strip() for line in constraints.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def installed() -> dict[str, str]:
@@ -44,15 +52,14 @@ def installed() -> dict[str, str]:
 
 def frozen(constraints: Path, present: dict[str, str]) -> list[str]:
     """Constraints that keep what is there and pin what is not."""
-    lines = [line.strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
-    pinned = [line for line in lines if line and not line.startswith("#") and canonical(line) not in present]
-    return sorted(f"{name}=={version}" for name, version in present.items()) + pinned
+    missing = [line for line in pinned(constraints) if canonical(line) not in present]
+    return sorted(f"{name}=={version}" for name, version in present.items()) + missing
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extras", nargs="*")
+    parser.add_argument("names", nargs="*", help="extras and groups")
     parser.add_argument("--project", type=Path, default=HERE / "pyproject.toml")
     parser.add_argument("--constraints", type=Path, default=HERE / "constraints.txt")
     parser.add_argument("--lacking", action="store_true")
@@ -63,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     left_out = {canonical(name) for name in options.without.split(",") if name}
     if options.lacking:
         left_out |= set(present)
-    wanted = requirements(options.project, options.extras)
+    wanted = requirements(options.project, options.constraints, options.names)
     sys.stdout.writelines(f"{line}\n" for line in wanted if canonical(line) not in left_out)
     if options.frozen:
         options.frozen.write_text("\n".join(frozen(options.constraints, present)) + "\n", encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 from typing import Literal, Protocol
@@ -18,12 +16,10 @@ class Stoppable(Protocol):
 
 
 class Deadlines:
-    """A heap of deadlines in `time.monotonic()` seconds."""
+    """Deadlines in `time.monotonic()` seconds, of as many items as the decoder takes requests: a few hundred."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Stoppable]] = []
-        self._watched: set[Stoppable] = set()
-        self._numbers = itertools.count()
+        self._deadlines: dict[Stoppable, float] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="decoder-deadlines", daemon=True)
@@ -32,18 +28,13 @@ class Deadlines:
     def add(self, deadline: float, item: Stoppable) -> None:
         """Stop `item` at `deadline` unless it is removed before."""
         with self._changed:
-            self._watched.add(item)
-            heapq.heappush(self._heap, (deadline, next(self._numbers), item))
-            if self._heap[0][2] is item:
-                self._changed.notify()
+            self._deadlines[item] = deadline
+            self._changed.notify()
 
     def remove(self, item: Stoppable) -> None:
         """Leave `item` alone from now on; harmless for one that isn't there."""
         with self._changed:
-            self._watched.discard(item)
-            if len(self._heap) > 64 and len(self._heap) > 2 * len(self._watched):
-                self._heap = [entry for entry in self._heap if entry[2] in self._watched]
-                heapq.heapify(self._heap)
+            self._deadlines.pop(item, None)
 
     def close(self) -> None:
         """Stop nothing more and end the thread."""
@@ -53,22 +44,17 @@ class Deadlines:
         self._thread.join()
 
     def _run(self) -> None:
-        while (due := self._next()) is not None:
-            for item in due:
-                item.stop("timeout")
+        while (item := self._next()) is not None:
+            item.stop("timeout")
 
-    def _next(self) -> list[Stoppable] | None:
-        """Sleep until something is due; None once closed."""
+    def _next(self) -> Stoppable | None:
+        """Sleep until an item is due and take it out, the earliest first; None once closed."""
         with self._changed:
             while not self._closed:
-                now = time.monotonic()
-                due: list[Stoppable] = []
-                while self._heap and self._heap[0][0] <= now:
-                    item = heapq.heappop(self._heap)[2]
-                    if item in self._watched:
-                        self._watched.discard(item)
-                        due.append(item)
-                if due:
-                    return due
-                self._changed.wait(self._heap[0][0] - now if self._heap else None)
+                item = min(self._deadlines, key=self._deadlines.__getitem__, default=None)
+                left = None if item is None else self._deadlines[item] - time.monotonic()
+                if item is not None and left is not None and left <= 0:
+                    del self._deadlines[item]
+                    return item
+                self._changed.wait(left)
         return None

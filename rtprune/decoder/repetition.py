@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from statistics import median_low
+from typing import NamedTuple
 
-from rtprune.decoder.lexemes import Kind, Lexeme, Lexer
 from rtprune.settings import Settings
 
-_CONTEXT = 3  # lexemes that must agree before the guard follows an earlier place
-_LOST = 8  # two wrong predictions within so many lexemes, and it looks for another place
+_IDEOGRAPH = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TOKEN = re.compile(
+    rf"""
+    (?P<tag></?[A-Za-z]{{1,10}}>|<\|/?[a-z]{{1,12}}\|>)
+  | (?P<number>\d{{1,16}}(?:[.,]\d{{1,16}}){{0,4}})
+  | (?P<ideograph>[{_IDEOGRAPH}])
+  | (?P<word>(?:(?![{_IDEOGRAPH}])[^\W\d_]){{1,16}})
+  | (?P<symbol>([^\w\s]|_)(?:[ \t\xa0]*\6)*)
+    """,
+    re.VERBOSE,
+)
+_LONGEST_TAG = 17
+_WEIGHTS = {"ideograph": 2.0, "tag": 1.0, "symbol": 0.5}  # of a word or number: its letters or digits
+
+_CONTEXT = 3  # tokens that must agree before the guard follows an earlier copy
+_LOST = 8  # two wrong predictions within so many tokens, and it looks for another copy
 # What is left of the evidence after a small change (a word or symbol that was there before, a word one or
 # two letters off) and after something new. Measured: a line of 60 letters with one small change in each copy
 # is a loop after 75 copies, one of 48 after 130, below 40 never; one of 60 letters with something new in every
@@ -24,70 +39,115 @@ _RECENT = 10  # last copies that show how exact a loop is
 _LOOK_AGAIN = 0.2  # growth of the suspected text before a rejected alarm is looked at again
 
 
-@dataclass(frozen=True, slots=True)
-class RepetitionLimits:
-    """What is still text. See the fields of the same names in `Settings` for the reasons."""
+class TextToken(NamedTuple):
+    """One word (long ones in parts of 16 letters), ideograph, number, tag or run of one symbol.
 
-    weight: int
-    copies: int
-    climb: int
-    run: int
-    min_copies: int
+    kind: the name of its group in `_TOKEN`. key: what it is compared by: a word without its case, a run's
+    symbol, "0" for every number. text: a number as it stands, else the key. weight: letters or digits; 2 for
+    an ideograph, 1 for a tag, 0.5 for a run of a symbol. start: index of its first character in the whole text.
+    value, decimals: a number's digits as an integer, and how many of them follow its last separator.
+    """
+
+    kind: str
+    key: str
+    text: str
+    weight: float
+    start: int
+    value: int = 0
+    decimals: int = 0
 
     @classmethod
-    def of(cls, settings: Settings) -> RepetitionLimits:
-        """Take the limits from the settings."""
-        return cls(
-            weight=settings.repetition_weight,
-            copies=settings.repetition_copies,
-            climb=settings.repetition_climb,
-            run=settings.repetition_run,
-            min_copies=settings.repetition_min_copies,
-        )
+    def of(cls, match: re.Match[str], start: int) -> TextToken:
+        """Describe a match of `_TOKEN` that begins at `start` of the whole text."""
+        kind, text = str(match.lastgroup), match.group()
+        if kind == "number":
+            whole, *parts = re.split("[.,]", text)
+            digits = whole + "".join(parts)
+            decimals = len(parts[-1]) if parts else 0
+            return cls(kind, "0", text, len(digits), start, int(digits), decimals)
+        key = text[0] if kind == "symbol" else text.casefold() if kind == "word" else text
+        return cls(kind, key, key, _WEIGHTS.get(kind, len(text)), start)
+
+    def repeats(self, before: TextToken) -> bool:
+        """Whether it is `before` once more."""
+        return self.key == before.key and (self.kind != "number" or self.text == before.text)
 
 
-@dataclass(slots=True)
-class _Evidence:
-    """What was predicted: letters and the like, lexemes, numbers that climbed."""
+class TextTokenizer:
+    """Splits text that comes in pieces. White space separates and is otherwise ignored."""
+
+    def __init__(self) -> None:
+        self._pending = ""
+        self._start = 0
+
+    def push(self, piece: str) -> Iterator[TextToken]:
+        """Yield the tokens that no further text can change."""
+        pending = self._pending + piece
+        # A number may go on after its separator, a run after blanks, and a tag isn't one before its end.
+        settled = len(pending.rstrip()) - 2
+        tag = pending.rfind("<", max(0, len(pending) - _LONGEST_TAG))
+        if tag >= 0 and ">" not in pending[tag:]:
+            settled = min(settled, tag)
+        done = 0
+        for match in _TOKEN.finditer(pending):
+            if match.end() > settled:
+                done = match.start()
+                break
+            done = match.end()
+            yield TextToken.of(match, self._start + match.start())
+        self._pending = pending[done:]
+        self._start += done
+
+    def open_run(self) -> tuple[int, int]:
+        """Start and length of the longest run of one symbol, or of white space, that may still go on."""
+        pending = self._pending
+        text = pending.strip()
+        blank = len(pending) - len(pending.rstrip())
+        if blank >= len(text):
+            return self._start + len(pending) - blank, blank
+        return self._start + pending.index(text), len(text)
+
+
+class _Evidence(NamedTuple):
+    """What was predicted: letters and the like, tokens, numbers that climbed."""
 
     weight: float = 0.0
     steps: float = 0.0
     climb: float = 0.0
 
-    def shrink(self, factor: float) -> None:
-        self.weight *= factor
-        self.steps *= factor
-        self.climb *= factor
-
 
 class RepetitionGuard:
     """Reads a request's text as it is generated and says when it has become a loop.
 
-    The idea: text on a page says something new in every line, a loop doesn't. The guard predicts each lexeme
-    from the place where the last three stood before (a word by itself, a number by arithmetic progression:
-    the next one, or the same one) and adds up what it predicted right. Something new (a word or number that
-    was neither predicted nor there before) sets the sum back to nothing, a small change takes a little off.
+    The idea: text on a page says something new in every line, a loop doesn't. The guard predicts each token
+    from where the last three stood before (a word by itself, a number by arithmetic progression: the next
+    one, or the same one) and adds up what it predicted right. Something new (a word or number that was
+    neither predicted nor there before) takes a quarter of the sum away, a small change a little.
     So a table of any length whose rows differ in one word or number never adds up, while copies,
     climbing numbers, blank cells and copies with small changes do, until a limit is passed that no page
     reaches. What it can't tell from a price list, and leaves to the token limit: a line that repeats with a
     new number each time that follows no progression.
 
-    Cost: O(1) amortised a character.
+    The limits are `repetition_*` of the settings, which give their reasons. Cost: O(1) amortised a character.
     """
 
-    def __init__(self, limits: RepetitionLimits) -> None:
-        self._limits = limits
-        self._lexer = Lexer()
-        self._seen: list[Lexeme] = []
-        self._lags: list[int] = []  # how far back each lexeme was predicted from; 0: it wasn't
-        self._returns: list[int] = []  # how far back each lexeme and the two before it stood last; 0: never
+    def __init__(self, settings: Settings) -> None:
+        self._weight = settings.repetition_weight
+        self._copies = settings.repetition_copies
+        self._climb = settings.repetition_climb
+        self._run = settings.repetition_run
+        self._min_copies = settings.repetition_min_copies
+        self._tokenizer = TextTokenizer()
+        self._seen: list[TextToken] = []
+        self._lags: list[int] = []  # how far back each token was predicted from; 0: it wasn't
+        self._returns: list[int] = []  # how far back each token and the two before it stood last; 0: never
+        self._left: list[float] = []  # what each token left of the evidence before it
         self._known: set[str] = set()
-        self._places: dict[tuple[str, ...], int] = {}  # last three keys -> index of what came next
-        self._place = -1  # index of the lexeme that predicts the next one
+        self._next: dict[tuple[str, ...], int] = {}  # last three keys -> index of what came next
+        self._copy = -1  # index of the token that predicts the next one
         self._misses = 0  # wrong predictions in a row
         self._last_miss = -_LOST
         self._lost = True
-        self._factors: list[float] = []  # what each lexeme left of the evidence before it
         self._evidence = _Evidence()
         self._quiet = 0  # index up to which nothing was suspected
         self._look_again = 0  # index before which a rejected alarm isn't raised again
@@ -97,84 +157,65 @@ class RepetitionGuard:
 
         That is everything up to the end of the first copy of what repeats.
         """
-        for lexeme in self._lexer.push(piece):
-            keep = self._take(lexeme)
+        for token in self._tokenizer.push(piece):
+            keep = self._take(token)
             if keep is not None:
                 return keep
-        start, length = self._lexer.open_run()
-        return start + 1 if length >= self._limits.run else None
+        start, length = self._tokenizer.open_run()
+        return start + 1 if length >= self._run else None
 
-    def _take(self, lexeme: Lexeme) -> int | None:
+    def _take(self, token: TextToken) -> int | None:
         index = len(self._seen)
-        lag = self._predicted_from(lexeme, index)
+        lag, left = self._predicted_from(token, index), 1.0
         if lag:
-            self._misses, factor = 0, 1.0
+            self._misses = 0
         else:
             self._misses += 1
             self._lost = self._lost or index - self._last_miss < _LOST
             self._last_miss = index
-            factor = self._left_after(lexeme)
-        self._seen.append(lexeme)
+            known = token.kind in ("tag", "symbol") or token.text in self._known
+            left = _SMALL_CHANGE if known or self._resembles(token) else _NEWS
+        self._seen.append(token)
         self._lags.append(lag)
-        self._factors.append(factor)
-        self._known.add(lexeme.text)
+        self._left.append(left)
+        self._known.add(token.text)
         self._move(index + 1)
-        evidence, limits = self._evidence, self._limits
-        self._weigh(evidence, index)
-        if evidence.weight < _QUIET * limits.weight and evidence.climb < _QUIET * limits.climb:
+        evidence = self._evidence = self._weigh(self._evidence, index)
+        if evidence.weight < _QUIET * self._weight and evidence.climb < _QUIET * self._climb:
             self._quiet, self._look_again = index, 0
         return self._alarm(lag) if lag else None
 
-    def _weigh(self, evidence: _Evidence, index: int, period: int = 0) -> None:
-        """Add what lexeme `index` says to the evidence; with a period, count only the steps of this length."""
-        evidence.shrink(self._factors[index])
-        lag, lexeme = self._lags[index], self._seen[index]
-        if lag:
-            before = self._seen[index - lag]
-            evidence.weight += lexeme.weight
-            evidence.steps += not period or _near(lag, period)
-            evidence.climb += lexeme.value != before.value
-        elif lexeme.kind is Kind.NUMBER:
-            evidence.climb *= _OTHER_COUNT
+    def _weigh(self, evidence: _Evidence, index: int, period: int = 0) -> _Evidence:
+        """Add what token `index` says to the evidence; with a period, count only the steps of this length."""
+        weight, steps, climb = evidence
+        lag, left, token = self._lags[index], self._left[index], self._seen[index]
+        if not lag:
+            return _Evidence(
+                weight * left, steps * left, climb * left * (_OTHER_COUNT if token.kind == "number" else 1)
+            )
+        climbed = token.value != self._seen[index - lag].value
+        return _Evidence(weight + token.weight, steps + (not period or _near(lag, period)), climb + climbed)
 
-    def _predicted_from(self, lexeme: Lexeme, index: int) -> int:
-        """Return how far back the lexeme was predicted from, or 0; puts the place right where text was added."""
-        if self._place < 0:
+    def _predicted_from(self, token: TextToken, index: int) -> int:
+        """Return how far back a token was predicted from, or 0; follows a copy that got longer or shorter."""
+        if self._copy < 0:
             return 0
-        # After a miss the loop may have got a lexeme more, or one fewer, than the copy before.
-        shifts = (0, -self._misses, 1) if self._misses else (0,)
-        for shift in shifts:
-            place = self._place + shift
-            if 0 <= place < index and self._continues(lexeme, index, place):
-                self._place = place
-                return index - place
+        # After a miss the loop may have got a token more, or one fewer, than the copy before.
+        for shift in (0, -self._misses, 1) if self._misses else (0,):
+            copy = self._copy + shift
+            if 0 <= copy < index:
+                before, first = self._seen[copy], self._seen[max(0, 2 * copy - index)]
+                alike = first.decimals == before.decimals == token.decimals
+                if token.repeats(before) or (alike and 2 * copy >= index and _climbs(first, before, token)):
+                    self._copy = copy
+                    return index - copy
         return 0
 
-    def _continues(self, lexeme: Lexeme, index: int, place: int) -> bool:
-        """Whether the lexeme is what its earlier copy makes expect."""
-        before = self._seen[place]
-        if before.key != lexeme.key:
+    def _resembles(self, token: TextToken) -> bool:
+        """Whether a word is the predicted one but for one or two letters in a row."""
+        if self._copy < 0:
             return False
-        if lexeme.kind is not Kind.NUMBER or before.text == lexeme.text:
-            return True
-        earlier = 2 * place - index
-        if earlier < 0:
-            return False
-        first = self._seen[earlier]
-        if first.kind is not Kind.NUMBER or not first.decimals == before.decimals == lexeme.decimals:
-            return False
-        return lexeme.value - before.value == before.value - first.value
-
-    def _left_after(self, lexeme: Lexeme) -> float:
-        """What a lexeme that wasn't predicted leaves of the evidence."""
-        small = lexeme.kind is Kind.STRUCTURE or lexeme.text in self._known or self._resembles(lexeme)
-        return _SMALL_CHANGE if small else _NEWS
-
-    def _resembles(self, lexeme: Lexeme) -> bool:
-        """Whether a word is the predicted one but for a place of one or two letters."""
-        if self._place < 0 or lexeme.kind is not Kind.WORD:
-            return False
-        word, other = lexeme.key, self._seen[self._place].key
+        word, other = token.key, self._seen[self._copy].key
         shorter, longer = sorted((len(word), len(other)))
         if shorter < 4 or longer - shorter > 2:
             return False
@@ -187,14 +228,15 @@ class RepetitionGuard:
         return longer - head - tail <= 2
 
     def _move(self, index: int) -> None:
-        """Point at the lexeme that predicts the next one, `index`."""
-        if self._place >= 0:
-            self._place += 1
-        context = tuple(lexeme.key for lexeme in self._seen[-_CONTEXT:])
-        self._returns.append(index - self._places.get(context, index))
-        if self._lost and context in self._places:
-            self._place, self._misses, self._lost = self._places[context], 0, False
-        self._places[context] = index
+        """Point at the token that predicts the next one, `index`."""
+        if self._copy >= 0:
+            self._copy += 1
+        context = tuple(token.key for token in self._seen[-_CONTEXT:])
+        before = self._next.get(context)
+        self._returns.append(0 if before is None else index - before)
+        if self._lost and before is not None:
+            self._copy, self._misses, self._lost = before, 0, False
+        self._next[context] = index
 
     def _alarm(self, lag: int) -> int | None:
         """Compare the evidence with the limits; only past one of them look at the text as a whole."""
@@ -214,56 +256,53 @@ class RepetitionGuard:
         return None
 
     def _passes(self, evidence: _Evidence, period: int, scale: float) -> bool:
-        """Whether evidence of copies of `period` lexemes passes one of the limits, times `scale`."""
-        limits = self._limits
+        """Whether evidence of copies of `period` tokens passes one of the limits, times `scale`."""
         return (
-            evidence.weight >= scale * limits.weight
-            or evidence.steps >= scale * limits.copies * period
-            or evidence.climb >= scale * limits.climb
+            evidence.weight >= scale * self._weight
+            or evidence.steps >= scale * self._copies * period
+            or evidence.climb >= scale * self._climb
         )
 
     def _is_loop(self, start: int, period: int) -> bool:
-        """Whether what follows `start` is enough by itself, as copies of `period` lexemes each."""
-        if len(self._seen) - start < self._limits.min_copies * period:
+        """Whether what follows `start` is enough by itself, as copies of `period` tokens each."""
+        if len(self._seen) - start < self._min_copies * period:
             return False
         evidence = _Evidence()
         for index in range(start, len(self._seen)):
-            self._weigh(evidence, index, period)
+            evidence = self._weigh(evidence, index, period)
         return self._passes(evidence, period, _ALONE)
 
     def _start_of_loop(self, near: list[bool], period: int) -> int:
-        """Return the index at which the second copy starts, given the length of a copy in lexemes.
+        """Return the index at which the second copy starts, given the length of a copy in tokens.
 
-        near: for the last lexemes, whether each stood about a period before as well. The start is where the
+        near: for the last tokens, whether each stood about a period before as well. The start is where the
         sum of hits and misses, read backwards, is largest. A miss counts as much as the loop itself allows:
         of an exact loop a few copies, of a loop with small changes not quite twice its own share. So the rows
         of a table before the loop don't belong to it.
         """
-        end = len(self._seen)
+        seen = self._seen
         recent = near[-_RECENT * period :]
         hits = recent.count(True)
         miss = min(max(8.0, 2.0 * period), 0.5 * hits / max(1, len(recent) - hits))
-        best, best_start, total = 0.0, end - 1, 0.0
-        for index, hit in zip(range(end - 1, end - 1 - len(near), -1), reversed(near), strict=True):
+        best, start, total = 0.0, len(seen) - 1, 0.0
+        for back, hit in enumerate(reversed(near), start=1):
             total += 1.0 if hit else -miss
             if total > best:
-                best, best_start = total, index
-        start = best_start
-        while start > period and self._extends(start - 1, period):
+                best, start = total, len(seen) - back
+        # What stands right before is a copy as well: a first step of a count couldn't be foreseen.
+        while start > period:
+            here, before, after = start - 1, start - 1 - period, start - 1 + period
+            climbs = after < len(seen) and _climbs(seen[before], seen[here], seen[after])
+            if not climbs and not seen[here].repeats(seen[before]):
+                break
             start -= 1
         return start
 
-    def _extends(self, index: int, period: int) -> bool:
-        """Whether a lexeme before the predicted ones is a copy as well: the first step couldn't be foreseen."""
-        here, before = self._seen[index], self._seen[index - period]
-        if here.key != before.key:
-            return False
-        if here.kind is not Kind.NUMBER or here.text == before.text:
-            return True
-        if index + period >= len(self._seen):
-            return False
-        after = self._seen[index + period]
-        return after.kind is Kind.NUMBER and after.value - here.value == here.value - before.value
+
+def _climbs(first: TextToken, second: TextToken, third: TextToken) -> bool:
+    """Whether these are three numbers in arithmetic progression, their separators left out."""
+    numbers = first.kind == second.kind == third.kind == "number"
+    return numbers and third.value - second.value == second.value - first.value
 
 
 def _usual(distances: list[int]) -> int:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from rtprune.decoder.deadlines import Deadlines
 from rtprune.decoder.detokenizer import Detokenizer, TokenBytes
+from rtprune.decoder.engines import open_engine
 from rtprune.decoder.engines.base import Engine, EngineStats, Output, PromptTokens, RequestId, Sampling
 from rtprune.decoder.prompt import output_room
-from rtprune.decoder.repetition import RepetitionGuard, RepetitionLimits
+from rtprune.decoder.repetition import RepetitionGuard
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.errors import EngineError, Unavailable
+from rtprune.manifest import Manifest
 from rtprune.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,14 +71,6 @@ class Piece:
     error: str = ""
 
 
-class Ticket(Protocol):
-    """An accepted request."""
-
-    def cancel(self) -> None:
-        """End it with reason "cancelled" at the engine's next step; harmless once it has ended."""
-        ...
-
-
 class DecoderMetrics(Protocol):
     """Where gauges and counts go: one call at a time, from any thread; must be quick and must not raise."""
 
@@ -89,8 +83,8 @@ class DecoderMetrics(Protocol):
         ...
 
 
-class _Ticket:
-    """An accepted request on its way: engine output in, pieces out."""
+class ActiveRequest:
+    """An accepted request on its way: engine output in, pieces out. Its caller may only `cancel` it."""
 
     def __init__(
         self,
@@ -115,7 +109,7 @@ class _Ticket:
         self._answered = False
 
     def cancel(self) -> None:
-        """See `Ticket`."""
+        """End it with reason "cancelled" at the engine's next step; harmless once it has ended."""
         self.stop("cancelled")
 
     def stop(self, reason: FinishReason) -> None:
@@ -191,41 +185,41 @@ class DecoderService:
         self._info = engine.info
         self._special = SpecialTokens.of(tokenizer)
         self._token_bytes = TokenBytes(tokenizer)
-        self._limits = RepetitionLimits.of(settings) if settings.repetition_guard else None
+        self._settings = settings
         self._metrics = metrics
         self._capacity = engine.info.max_running + settings.max_waiting
         self._lock = threading.Lock()  # of _open and of calls to the metrics
-        self._open: set[_Ticket] = set()
+        self._open: set[ActiveRequest] = set()
         self._deadlines = Deadlines()
 
-    def submit(self, request: GenerationRequest, emit: Callable[[Piece], None]) -> Ticket:
+    def submit(self, request: GenerationRequest, emit: Callable[[Piece], None]) -> ActiveRequest:
         """Accept a request, or raise at once; emit is called from the engine's thread and must not block.
 
         Raises Unavailable beyond the bounds on running and waiting requests, InvalidInput for a prompt that
         doesn't fit the context or the engine.
         """
         sampling = self._sampling(request)
-        guard = RepetitionGuard(self._limits) if self._limits is not None else None
-        ticket = _Ticket(self, request, emit, Detokenizer(self._token_bytes), guard)
+        guard = RepetitionGuard(self._settings) if self._settings.repetition_guard else None
+        active = ActiveRequest(self, request, emit, Detokenizer(self._token_bytes), guard)
         with self._lock:
             if len(self._open) >= self._capacity:
                 raise Unavailable(
                     f"The decoder is full: {len(self._open)} pages are being decoded or wait for it."
                 )
-            self._open.add(ticket)
+            self._open.add(active)
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, ticket)
+            self._deadlines.add(request.deadline, active)
         try:
-            ticket.engine_id = self.engine.submit(
-                request.input_ids, request.visual, request.positions, sampling, ticket.receive
+            active.engine_id = self.engine.submit(
+                request.input_ids, request.visual, request.positions, sampling, active.receive
             )
         except BaseException:
-            self.release(ticket)
+            self.release(active)
             raise
-        if ticket.wanted:  # before its number was known
-            self.engine.cancel(ticket.engine_id)
+        if active.wanted:  # before its number was known
+            self.engine.cancel(active.engine_id)
         self._report()
-        return ticket
+        return active
 
     def stats(self) -> EngineStats:
         """Gauges: running and waiting requests, KV memory."""
@@ -263,11 +257,11 @@ class DecoderService:
             whitelist=self._special.cells,
         )
 
-    def release(self, ticket: _Ticket) -> None:
+    def release(self, active: ActiveRequest) -> None:
         """The engine is done with a request."""
-        self._deadlines.remove(ticket)
+        self._deadlines.remove(active)
         with self._lock:
-            self._open.discard(ticket)
+            self._open.discard(active)
         self._report()
 
     def count(self, piece: Piece) -> None:
@@ -280,3 +274,13 @@ class DecoderService:
         if self._metrics is not None:
             with self._lock:
                 self._metrics.state(self.engine.stats())
+
+
+def open_service(
+    manifest: Manifest, settings: Settings, metrics: DecoderMetrics | None = None
+) -> DecoderService:
+    """The decoder stage, ready for requests. Raises EngineError."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(manifest.tokenizer))
+    return DecoderService(open_engine(manifest, settings), tokenizer, settings, metrics)

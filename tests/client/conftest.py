@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -31,7 +32,22 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-LONG = {"mode": "tiny", "max_tokens": 8000, "no_repeat_ngram": (0, 0), "prompt": "<image>\nFree OCR."}
+class Options(TypedDict, total=False):
+    """Options of a request."""
+
+    mode: str
+    prompt: str
+    max_tokens: int
+    no_repeat_ngram: tuple[int, int]
+
+
+SHORT: Options = {"mode": "tiny", "max_tokens": 12}
+LONG: Options = {
+    "mode": "tiny",
+    "max_tokens": 8000,
+    "no_repeat_ngram": (0, 0),
+    "prompt": "<image>\nFree OCR.",
+}
 """Options under which `long_page` takes the decoder a while."""
 
 

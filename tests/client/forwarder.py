@@ -13,7 +13,7 @@ class Forwarder:
     """Listens on a free port and passes every connection on to `target` (host:port).
 
     It listens from `start()` on, so a test can have a server that comes up late; `cut()` drops all
-    connections; `received` collects what clients sent.
+    connections; `received` collects what clients sent, `connections` counts them.
     """
 
     def __init__(self, target: str, context: ssl.SSLContext | None = None) -> None:
@@ -25,6 +25,7 @@ class Forwarder:
         self._reserved.bind(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._reserved.getsockname()[1]}"
         self.received = bytearray()
+        self.connections = 0
         self._pairs: list[socket.socket] = []
 
     def start(self) -> Self:
@@ -59,6 +60,7 @@ class Forwarder:
                 plain, _ = self._reserved.accept()
             except OSError:
                 return
+            self.connections += 1
             threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deepseek_ocr_client.documents import Page
 from deepseek_ocr_client.geometry import Layout
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult, Timings
 
 PAGE_TEXT = (

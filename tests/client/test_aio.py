@@ -16,9 +16,9 @@ from deepseek_ocr_client import (
     OcrOptions,
     ServerUnavailable,
 )
-from tests.client.conftest import LONG
+from tests.client.conftest import LONG, SHORT
 from tests.client.pdf_files import text_pages
-from tests.client.test_ocr import SHORT, cancelled
+from tests.client.test_ocr import cancelled
 from tests.serving import metrics
 from tests.serving.running import RunningServer
 

@@ -186,7 +186,7 @@ def test_a_terminal_gets_no_escape_sequences() -> None:
 
 def test_help_needs_no_server_and_no_heavy_imports() -> None:
     code = (
-        "import sys; from client.__main__ import main\n"
+        "import sys; from deepseek_ocr_client.__main__ import main\n"
         "try: main(['ocr', '--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'grpc', 'torch', 'rtprune', 'tritonclient', 'gevent'} & set(sys.modules)))"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from deepseek_ocr_client.connection import Backoff, Target, Tls, triton_error
+from deepseek_ocr_client.connection import Backoff, Endpoint, Tls
 from deepseek_ocr_client.errors import (
     AccessDenied,
     ClientError,
@@ -18,10 +18,11 @@ from deepseek_ocr_client.errors import (
     ServerFailed,
     ServerUnavailable,
     TimeLimitExceeded,
+    triton_error,
 )
 from deepseek_ocr_client.settings import ClientSettings
 
-TARGET = Target.of("example:8001")
+SERVER = Endpoint.of("example:8001")
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,8 @@ TARGET = Target.of("example:8001")
     ],
 )
 def test_addresses(url: str, address: str, http: bool, encrypted: bool) -> None:
-    target = Target.of(url)
-    assert (target.address, target.http, target.tls is not None) == (address, http, encrypted)
+    endpoint = Endpoint.of(url)
+    assert (endpoint.address, endpoint.http, endpoint.tls is not None) == (address, http, encrypted)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +47,15 @@ def test_addresses(url: str, address: str, http: bool, encrypted: bool) -> None:
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest):
-        Target.of(url)
+        Endpoint.of(url)
 
 
 def test_tls_files_must_be_there_and_encrypt(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_text("x")
-    assert Target.of("example", Tls(ca)).tls == Tls(ca)
+    assert Endpoint.of("example", Tls(ca)).tls == Tls(ca)
     with pytest.raises(InvalidRequest, match="isn't encrypted"):
-        Target.of("http://example", Tls(ca))
+        Endpoint.of("http://example", Tls(ca))
     with pytest.raises(InvalidRequest, match="no TLS file"):
         Tls(tmp_path / "none.pem")
     with pytest.raises(InvalidRequest, match="its key"):
@@ -64,7 +65,7 @@ def test_tls_files_must_be_there_and_encrypt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("headers", [{"a b": "x"}, {"a": "x\r\nEvil: 1"}, {"": "x"}])
 def test_headers_cannot_smuggle(headers: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest, match="header"):
-        Target.of("example", headers=headers)
+        Endpoint.of("example", headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_headers_cannot_smuggle(headers: dict[str, str]) -> None:
 def test_statuses_become_errors(
     message: str | None, status: str | None, kind: type[ClientError], code: ExitCode
 ) -> None:
-    error = triton_error(InferenceServerException(message, status), TARGET)
+    error = triton_error(InferenceServerException(message, status), SERVER)
     assert type(error) is kind
     assert error.exit_code == code
     assert "\n" not in str(error)
@@ -113,17 +114,17 @@ def test_statuses_become_errors(
     "message", ["failed to connect to all addresses", "Connection refused", "Socket closed"]
 )
 def test_a_server_that_is_not_there_is_told_from_a_busy_one(message: str) -> None:
-    gone = triton_error(InferenceServerException(message, "StatusCode.UNAVAILABLE"), TARGET)
+    gone = triton_error(InferenceServerException(message, "StatusCode.UNAVAILABLE"), SERVER)
     assert isinstance(gone, ServerUnavailable)
     assert not gone.answered
     assert "grpc://example:8001" in str(gone)
-    busy = triton_error(InferenceServerException("UNAVAILABLE: The server is busy."), TARGET)
+    busy = triton_error(InferenceServerException("UNAVAILABLE: The server is busy."), SERVER)
     assert isinstance(busy, ServerUnavailable)
     assert busy.answered
 
 
 def waits(backoff: Backoff, error: ServerUnavailable, limit: int = 100) -> list[float]:
-    found = []
+    found: list[float] = []
     while len(found) < limit:
         try:
             found.append(backoff.delay(error))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes) -> np.ndarray:
+def decoded(data: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -40,7 +41,7 @@ def test_files_and_bytes_go_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image", [PIXELS, Image.fromarray(PIXELS), np.asfortranarray(PIXELS)])
-def test_pictures_and_arrays_become_png_without_loss(image: Image.Image | np.ndarray) -> None:
+def test_pictures_and_arrays_become_png_without_loss(image: Image.Image | npt.NDArray[np.uint8]) -> None:
     assert np.array_equal(decoded(encode_image(image, SETTINGS)), PIXELS)
 
 

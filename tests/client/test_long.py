@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -47,7 +48,7 @@ def watched(process: subprocess.Popen[str], folder: Path, until: int) -> float:
 @pytest.mark.serving
 @pytest.mark.timeout(3000)
 def test_300_pages_in_bounded_memory_killed_and_resumed(
-    ocr_server: RunningServer, tmp_path: Path, record_property: pytest.RecordProperty
+    ocr_server: RunningServer, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     (tmp_path / "book.pdf").write_bytes(text_pages(PAGES))
     out = tmp_path / "out"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,14 @@ from deepseek_ocr_client import (
     RequestCancelled,
     ServerUnavailable,
 )
-from tests.client.conftest import LONG
+from deepseek_ocr_client.images import ImageInput
+from tests.client.conftest import LONG, SHORT, Options
 from tests.client.forwarder import Forwarder
 from tests.client.pdf_files import text_pages
 from tests.serving import metrics
 from tests.serving.running import RunningServer
 
 pytestmark = pytest.mark.serving
-SHORT = {"mode": "tiny", "max_tokens": 12}
 
 
 def test_everything_that_the_server_says_comes_back(client: OcrClient, page: Path) -> None:
@@ -54,7 +53,7 @@ def test_retention_1_keeps_every_token(client: OcrClient, page: Path) -> None:
 
 def test_paths_bytes_pictures_and_arrays_are_the_same_page(client: OcrClient, page: Path) -> None:
     picture = Image.open(page)
-    images = [page, str(page), page.read_bytes(), picture, np.asarray(picture)]
+    images: list[ImageInput] = [page, str(page), page.read_bytes(), picture, np.asarray(picture)]
     assert len({client.ocr(image, **SHORT).text for image in images}) == 1
 
 
@@ -107,14 +106,16 @@ def test_http_from_several_threads(ocr_server: RunningServer, page: Path) -> Non
 def test_a_bad_request_is_one_sentence(ocr_server: RunningServer, page: Path, scheme: str) -> None:
     url = f"grpc://{ocr_server.grpc_url}" if scheme == "grpc" else f"http://{ocr_server.http_url}"
     with OcrClient(url, settings=ClientSettings(retries=0)) as client:
-        for image, options, words in (
+        cases: list[tuple[bytes | Path, Options, str]] = [
             (b"not an image", {}, "not an image"),
             (page, {"mode": "giant"}, "MODE must be one of"),
             (page, {"max_tokens": 10**9}, "MAX_TOKENS must be"),
             (page, {"prompt": "no image here"}, "<image>"),
-        ):
+        ]
+        for image, more, words in cases:
+            options: Options = {"mode": "tiny", **more}
             with pytest.raises(InvalidRequest, match=words) as raised:
-                client.ocr(image, **{"mode": "tiny", **options})
+                client.ocr(image, **options)
             assert "ensemble" not in str(raised.value)
             assert "\n" not in str(raised.value)
         assert client.ocr(page, **SHORT).text  # the connection goes on
@@ -202,7 +203,7 @@ def test_a_connection_that_breaks_in_the_middle_is_tried_again_whole(
     with Forwarder(ocr_server.grpc_url) as gate, OcrClient(gate.address, settings=settings) as client:
         gate.start()
         expected = client.ocr(long_page, **LONG).text
-        cuts = threading.Thread(target=lambda: (time.sleep(0.2), gate.cut()))
+        cuts = threading.Timer(0.2, gate.cut)
         cuts.start()
         assert client.ocr(long_page, **LONG).text == expected
         cuts.join()
@@ -221,10 +222,11 @@ def test_a_stream_that_breaks_after_its_first_piece_is_an_error(
 
 
 def test_connections_are_reused(ocr_server: RunningServer, page: Path) -> None:
-    with OcrClient(ocr_server.grpc_url) as client:
-        for _ in range(3):
-            client.ocr(page, **SHORT)
-        assert len(client.transport._idle) == 1  # type: ignore[attr-defined]
+    for scheme, target in (("grpc", ocr_server.grpc_url), ("http", ocr_server.http_url)):
+        with Forwarder(target) as gate, OcrClient(f"{scheme}://{gate.start().address}") as client:
+            for _ in range(3):
+                client.ocr(page, **SHORT)
+            assert gate.connections == 1
 
 
 def test_headers_are_sent(ocr_server: RunningServer, page: Path) -> None:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepseek_ocr_client.errors import InvalidRequest
-from deepseek_ocr_client.evaluation import for_evaluation
 from deepseek_ocr_client.inputs import Source, find_sources
 from deepseek_ocr_client.journal import NAME, Journal
-from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, prediction_name
+from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, for_evaluation, prediction_name
 from deepseek_ocr_client.output import atomic_write, safe_name
 from deepseek_ocr_client.settings import ClientSettings
 from tests.client.results import make_page, make_picture, make_result

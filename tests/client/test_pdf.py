@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepseek_ocr_client.documents import Page, open_document, parse_pages
+from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.settings import ClientSettings
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
 
@@ -40,9 +41,14 @@ def test_pages_come_at_144_dpi_in_order(tmp_path: Path) -> None:
 
 def test_pages_are_rendered_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_document(written(tmp_path / "a.pdf", text_pages(50)), SETTINGS) as document:
-        rendered = []
+        rendered: list[int] = []
         render = document.render
-        monkeypatch.setattr(document, "render", lambda number: rendered.append(number) or render(number))
+
+        def recording(number: int) -> Page:
+            rendered.append(number)
+            return render(number)
+
+        monkeypatch.setattr(document, "render", recording)
         pages = document.pages(document.choose(None))
         next(pages)
         next(pages)

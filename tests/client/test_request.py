@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tritonclient.grpc import InferInput
 
+from deepseek_ocr_client.contract import INPUTS, LAYOUT, LAYOUT_TENSOR, TIMINGS, TIMINGS_TENSOR
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
 from deepseek_ocr_client.request import OcrOptions, ResultBuilder, build_inputs
+from deepseek_ocr_client.result import Timings
 from deepseek_ocr_client.tags import Box
 
 
@@ -23,7 +27,7 @@ class Answer:
         return self.outputs.get(name)
 
 
-def text(value: str) -> np.ndarray:
+def text(value: str) -> npt.NDArray[Any]:
     return np.array([value.encode()], dtype=object)
 
 
@@ -33,11 +37,11 @@ def answer(piece: str, reason: str = "", **more: Any) -> Answer:
     )
 
 
-FIRST = {
+FIRST: dict[str, Any] = {
     "KEPT": np.array([0, 5, 272], np.int32),
     "LAYOUT": np.array([1024, 0, 0, 999, 1998, 256, 0, 5120], np.int32),
 }
-LAST = {"TIMINGS": np.arange(7, dtype=np.float32), "TEXT_LENGTH": np.array([4], np.int32)}
+LAST: dict[str, Any] = {"TIMINGS": np.arange(7, dtype=np.float32), "TEXT_LENGTH": np.array([4], np.int32)}
 
 
 def test_only_what_is_asked_for_is_sent() -> None:
@@ -134,3 +138,10 @@ def test_answers_against_the_contract_are_the_servers_fault(answers: list[Answer
         builder.add(each)
     with pytest.raises(ServerFailed):
         builder.build()
+
+
+def test_names_that_stand_twice_are_the_same() -> None:
+    assert Timings._fields == TIMINGS
+    assert TIMINGS_TENSOR.shape == (len(TIMINGS),)
+    assert LAYOUT_TENSOR.shape == (len(LAYOUT),)
+    assert {field.name.upper() for field in fields(OcrOptions)} == {tensor.name for tensor in INPUTS[1:]}

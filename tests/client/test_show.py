@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr_client.geometry import Layout
-from deepseek_ocr_client.show.colors import color_of
-from deepseek_ocr_client.show.draw import DIMMED, GAP, draw_result
+from deepseek_ocr_client.show.draw import DIMMED, GAP, color_of, draw_result
 from deepseek_ocr_client.show.html import Shown, render_html
 from deepseek_ocr_client.show.tokens import views_of
 from tests.client.results import BASE, GUNDAM, make_picture, make_result

@@ -1,4 +1,4 @@
-"""TLS and shared memory: options that need a server, or a door, of their own."""
+"""TLS and shared memory: options that need a server, or a proxy, of their own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from deepseek_ocr_client import (
     ServerUnavailable,
     Tls,
 )
+from tests.client.conftest import SHORT
 from tests.client.forwarder import Forwarder
-from tests.client.test_ocr import SHORT
 from tests.serving.running import RunningServer
 
 pytestmark = pytest.mark.serving
@@ -40,7 +40,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return certificate, key
 
 
-def tls_door(target: str, certificate: tuple[Path, Path], *protocols: str) -> Forwarder:
+def tls_proxy(target: str, certificate: tuple[Path, Path], *protocols: str) -> Forwarder:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     context.set_alpn_protocols(list(protocols))
@@ -53,11 +53,11 @@ def test_tls(ocr_server: RunningServer, certificate: tuple[Path, Path], page: Pa
         ("grpcs", ocr_server.grpc_url, "h2"),
         ("https", ocr_server.http_url, "http/1.1"),
     ):
-        with tls_door(target, certificate, protocol) as door:
-            url = f"{scheme}://localhost:{door.address.rpartition(':')[2]}"
+        with tls_proxy(target, certificate, protocol) as proxy:
+            url = f"{scheme}://localhost:{proxy.address.rpartition(':')[2]}"
             with OcrClient(url, tls=Tls(certificate[0])) as client:
                 text = client.ocr(page, **SHORT).text
-            assert b"Convert" not in bytes(door.received)
+            assert b"Convert" not in bytes(proxy.received)
 
             async def read(url: str = url) -> str:
                 async with AsyncOcrClient(url, tls=Tls(certificate[0])) as client:
@@ -94,7 +94,7 @@ def test_shared_memory(sharing_server: RunningServer, ocr_server: RunningServer,
             client.ocr(page, mode="giant")
         with client.stream(page, mode="tiny", max_tokens=500) as stream:
             next(stream)
-        assert client.transport.call("get_system_shared_memory_status", as_json=True) == {}
+        assert client.call("get_system_shared_memory_status", as_json=True) == {}
     assert not regions()
 
 

@@ -85,7 +85,8 @@ def _debootstrap(archive: Path) -> None:
 def _download_wheels() -> None:
     """What pip installs in the images, from wherever this machine's pip takes it."""
     script, constraints = ROOT / "deploy/docker/requirements.py", ROOT / "constraints.txt"
-    line = [sys.executable, str(script), "serve", "export", "--project", str(ROOT / "pyproject.toml")]
+    line = [sys.executable, str(script), "preprocess", "vision", "decoder", "server", "export"]
+    line += ["--project", str(ROOT / "pyproject.toml"), "--constraints", str(constraints)]
     needs = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256((needs + constraints.read_text()).encode()).hexdigest()
     stamp = WHEELHOUSE / "complete"

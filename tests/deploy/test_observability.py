@@ -165,7 +165,9 @@ def test_the_annotations_and_the_variable_of_the_dashboard_evaluate(prometheus: 
     for annotation in dashboard["annotations"]["list"]:
         prometheus.query(annotation["expr"])
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
-    name, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables["instance"]["definition"]).groups()
+    found = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables["instance"]["definition"])
+    assert found is not None
+    name, label = found.groups()
     assert all(label in series for series in prometheus.get("series", match=name))
     assert prometheus.get("series", match=name)
 

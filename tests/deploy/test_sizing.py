@@ -51,7 +51,7 @@ def test_the_milliseconds_are_the_measured_ones() -> None:
         (line,) = [t for t in preprocessing.splitlines() if t.startswith("| JPEG") and f" {mode} |" in t]
         stage = sum(float(cell) for cell in line.strip("|").split("|")[3:6])
         prune = float(cells(f"{pruned_page} |", pruning)[3].strip("*"))
-        shown = [float(re.match(r"[\d.]+", cell)[0]) for cell in cells(row)]
+        shown = [float(re.findall(r"^[\d.]+", cell)[0]) for cell in cells(row)]
         assert shown == [round(stage), prune, int(2000 / stage)]
 
 

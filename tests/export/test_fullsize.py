@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from rtprune.errors import EngineError
 
 
 @pytest.mark.timeout(600)
-def test_the_same_run_at_reference_size(tmp_path, capsys):
+def test_the_same_run_at_reference_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results" / "page.md"
     work = tmp_path / "work"
     work.mkdir()
@@ -27,14 +28,16 @@ def test_the_same_run_at_reference_size(tmp_path, capsys):
     assert [p.name for p in work.iterdir()] == ["mine.txt"], "the run's files are gone, others are not"
 
 
-def test_a_step_that_fails_ends_the_run(tmp_path, capsys):
+def test_a_step_that_fails_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = str(tmp_path / "work")
     assert fullsize.main(["--scale", "reference", "--work", work, "--only", "vision"]) == 1
     assert "failed with status 1" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 
 
-def test_unknown_steps_and_a_small_disk(tmp_path, capsys, monkeypatch):
+def test_unknown_steps_and_a_small_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = str(tmp_path / "work")
     assert fullsize.main(["--only", "everything", "--work", work]) == 1
     assert "no step 'everything'; there are write, vision" in capsys.readouterr().err
@@ -43,7 +46,7 @@ def test_unknown_steps_and_a_small_disk(tmp_path, capsys, monkeypatch):
     assert "GB are needed" in capsys.readouterr().err
 
 
-def test_a_step_is_measured_by_itself(tmp_path):
+def test_a_step_is_measured_by_itself(tmp_path: Path) -> None:
     """Its peak is its own, not that of this process, which has PyTorch loaded."""
     ballast = bytearray(b"x") * 400_000_000
     small = fullsize.measure("small", [sys.executable, "-c", "print('first'); print('last')"])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from export.family import Architecture, transformers_config
-from export.published import CONFIG, tensors
+from export.hf_tensors import CONFIG, tensors
 from training.config import CLIP, DECODER, SAM
 from training.model import SHARD, checkpoint_weights, load_checkpoint, new_model, save_checkpoint
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from deepseek_ocr_client.batch import Batch, Report, guard_names
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import complain, say
-from deepseek_ocr_client.documents import pages_of
 from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources
 from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, OutputLayout
 from deepseek_ocr_client.output import atomic_write
+from deepseek_ocr_client.pages import pages_of
 
 HELP = "read folders, patterns, images and PDFs into a folder; run it again to resume"
 ERRORS = "errors.jsonl"

@@ -12,11 +12,12 @@ from typing import Any
 
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import complain, facts, read_truth, say, verdict, write
-from deepseek_ocr_client.documents import Document, Page, open_document, parse_pages
+from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ClientError, ExitCode, InvalidRequest, TimeLimitExceeded
 from deepseek_ocr_client.layouts import DocumentFiles, page_break
 from deepseek_ocr_client.ocr import OcrClient
 from deepseek_ocr_client.output import document_name
+from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult
 
@@ -116,7 +117,7 @@ class OcrCommand:
 
     def _read(self, client: OcrClient, page: Page) -> OcrResult:
         """Read a page; prints its text as it comes, where the connection streams and text is asked for."""
-        if client.target.http or self.arguments.json:
+        if client.endpoint.http or self.arguments.json:
             result = client.read(page.image, self.options)
             if not self.arguments.json:
                 write((result.text if self.arguments.raw else result.markdown) + "\n")

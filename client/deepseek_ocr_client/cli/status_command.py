@@ -61,18 +61,18 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
 def look(client: OcrClient, metrics_url: str, settings: ClientSettings) -> Status:
     """Ask the server; `ServerUnavailable` where none answers."""
-    metadata = client.transport.call("get_server_metadata")
+    metadata = client.call("get_server_metadata")
     name, version = (
         (metadata["name"], metadata["version"])
         if isinstance(metadata, dict)
         else (metadata.name, metadata.version)
     )
-    status = Status(str(client.target), f"{name} {version}", bool(client.transport.call("is_server_ready")))
+    status = Status(str(client.endpoint), f"{name} {version}", bool(client.call("is_server_ready")))
     for model in MODELS:
         try:
-            status.models[model] = bool(client.transport.call("is_model_ready", model))
+            status.models[model] = bool(client.call("is_model_ready", model))
         except ServerUnavailable as error:
-            if not error.answered and "serve this model" not in str(error):
+            if error.status != "NOT_FOUND":
                 raise
             status.models[model] = False
     try:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from deepseek_ocr_client.markdown import segments
 from deepseek_ocr_client.result import OcrResult
-from deepseek_ocr_client.show.colors import color_of, css
+from deepseek_ocr_client.show.draw import color_of, css
 from deepseek_ocr_client.show.tokens import View, views_of
 from deepseek_ocr_client.tags import parse
 

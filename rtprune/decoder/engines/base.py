@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rtprune.decoder.ngram import NgramRule
 from rtprune.errors import InvalidInput
+
+_log = logging.getLogger(__name__)
 
 EngineReason = Literal["", "stop", "length", "cancelled", "error"]
 RequestId = NewType("RequestId", int)
@@ -58,7 +62,34 @@ class Output:
     started: float = 0.0
 
 
-Listener = Callable[[Output], None]
+OutputCallback = Callable[[Output], None]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class EngineRequest:
+    """What every engine keeps of a request it has accepted; an engine adds its own fields.
+
+    rule: the n-gram rule over this request's output, None where it is off. started: see `Output`.
+    """
+
+    id: RequestId
+    sampling: Sampling
+    on_output: OutputCallback
+    rule: NgramRule | None = field(init=False, default=None)
+    started: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        if self.sampling.ngram and self.sampling.window:
+            self.rule = NgramRule(self.sampling.ngram, self.sampling.window, self.sampling.whitelist)
+
+    def send(self, output: Output) -> bool:
+        """Call back; False if that raised and the request should be cancelled, because nobody reads it."""
+        try:
+            self.on_output(output)
+        except Exception:
+            _log.exception("the callback of request %d failed", self.id)
+            return bool(output.finish_reason)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +127,13 @@ class Engine(Protocol):
         visual: NDArray[np.float32],
         positions: NDArray[np.integer[Any]] | None,
         sampling: Sampling,
-        listener: Listener,
+        on_output: OutputCallback,
     ) -> RequestId:
         """Queue a request, first come first served; returns at once.
 
         visual: float32 (tokens, hidden). positions: None for 0, 1, 2, ... or int (n,), ascending, with the
         gaps that pruning left (PyTorch engine only); generated tokens go on after the last one.
-        listener is called from the engine's thread, must not block, and may call `cancel`.
+        on_output is called from the engine's thread, must not block, and may call `cancel`.
         Raises InvalidInput for what the engine can never run, Unavailable once it is closed.
         """
         ...

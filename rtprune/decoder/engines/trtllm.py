@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,52 +28,37 @@ from numpy.typing import NDArray
 from rtprune.decoder.engines.base import (
     EngineInfo,
     EngineReason,
+    EngineRequest,
     EngineStats,
-    Listener,
     Output,
+    OutputCallback,
     PromptTokens,
     RequestId,
     Sampling,
     check_request,
 )
-from rtprune.decoder.ngram import NgramRule
 from rtprune.errors import EngineError, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     import torch
     from tensorrt_llm.bindings import executor as trtllm
 
-    from rtprune.manifest import Manifest
-    from rtprune.settings import Settings
-
 _log = logging.getLogger(__name__)
 _POLL = timedelta(milliseconds=20)  # wait for answers; also what a cancelled request waits for, if it waits
 
 
-class _Request:
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Request(EngineRequest):
     """A request and where it stands."""
 
-    __slots__ = ("executor_id", "id", "listener", "prompt", "read", "rule", "sampling", "started", "table")
+    prompt: PromptTokens
+    table: torch.Tensor | None  # kept alive here: the executor holds only its address
+    executor_id: int | None = field(init=False, default=None)  # None while it waits here
+    read: int = field(init=False)  # tokens of the sequence that the n-gram rule has seen
 
-    def __init__(
-        self,
-        number: RequestId,
-        prompt: PromptTokens,
-        table: torch.Tensor | None,
-        sampling: Sampling,
-        listener: Listener,
-    ) -> None:
-        self.id = number
-        self.prompt = prompt
-        self.table = table  # kept alive here: the executor holds only its address
-        self.sampling = sampling
-        self.listener = listener
-        self.executor_id: int | None = None  # None while it waits here
-        self.started = 0.0
-        self.read = len(prompt)  # tokens of the sequence that the n-gram rule has seen
-        self.rule: NgramRule | None = None
-        if sampling.ngram and sampling.window:
-            self.rule = NgramRule(sampling.ngram, sampling.window, sampling.whitelist)
+    def __post_init__(self) -> None:
+        EngineRequest.__post_init__(self)
+        self.read = len(self.prompt)
 
 
 class TrtllmEngine:
@@ -106,7 +92,7 @@ class TrtllmEngine:
         self._lock = threading.Lock()  # of the four below and of calls that add to the executor
         self._requests: dict[RequestId, _Request] = {}
         self._waiting: deque[_Request] = deque()
-        self._ended: list[tuple[_Request, Output]] = []  # without the executor; the thread tells
+        self._ended: list[tuple[_Request, Output]] = []  # without the executor; the thread calls back
         self._closed = self._shut_down = False
         self._kv = (0, 0)  # used and total positions
         config = trtllm.ExecutorConfig(
@@ -145,7 +131,7 @@ class TrtllmEngine:
         visual: NDArray[np.float32],
         positions: NDArray[np.integer[Any]] | None,
         sampling: Sampling,
-        listener: Listener,
+        on_output: OutputCallback,
     ) -> RequestId:
         """See `Engine`."""
         if positions is not None:
@@ -158,7 +144,13 @@ class TrtllmEngine:
                 f"A prompt of {len(prompt)} tokens, {visual.shape[0]} of them visual, is more than the decoder was "
                 f"built for ({self._max_input} and {self._max_visual})."
             )
-        request = _Request(RequestId(next(self._numbers)), prompt, self._table(visual), sampling, listener)
+        request = _Request(
+            id=RequestId(next(self._numbers)),
+            sampling=sampling,
+            on_output=on_output,
+            prompt=prompt,
+            table=self._table(visual),
+        )
         with self._lock:
             if self._closed:
                 raise Unavailable("The decoder is closed.")
@@ -291,7 +283,7 @@ class TrtllmEngine:
                     self._admit()
                     ended, self._ended = self._ended, []
                 for request, output in ended:
-                    self._tell(request, output)
+                    self._send(request, output)
         except Exception:
             _log.exception("TensorRT-LLM's executor failed")
             sentence = "The decoder failed."
@@ -302,7 +294,7 @@ class TrtllmEngine:
             self._requests, self._ended = {}, []
             self._waiting.clear()
         for request, output in ended:
-            self._tell(request, output)
+            self._send(request, output)
 
     def _receive(self, response: trtllm.Response) -> None:
         request = self._requests.get(RequestId(response.client_id or 0))
@@ -321,7 +313,7 @@ class TrtllmEngine:
             reason = self._reason(result.finish_reasons[0])
             self._end(request, tokens, reason, "The decoder ended this page." if reason == "error" else "")
         elif tokens:
-            self._tell(request, Output(tokens, started=request.started))
+            self._send(request, Output(tokens, started=request.started))
 
     def _reason(self, reason: trtllm.FinishReason) -> EngineReason:
         from tensorrt_llm.bindings import executor as trtllm
@@ -335,15 +327,11 @@ class TrtllmEngine:
     def _end(self, request: _Request, tokens: tuple[int, ...], reason: EngineReason, error: str) -> None:
         with self._lock:
             del self._requests[request.id]
-        self._tell(request, Output(tokens, reason, error, request.started))
+        self._send(request, Output(tokens, reason, error, request.started))
 
-    def _tell(self, request: _Request, output: Output) -> None:
-        try:
-            request.listener(output)
-        except Exception:
-            _log.exception("the listener of request %d failed", request.id)
-            if not output.finish_reason:
-                self.cancel(request.id)
+    def _send(self, request: _Request, output: Output) -> None:
+        if not request.send(output):
+            self.cancel(request.id)
 
     def _read_stats(self) -> None:
         for stats in self._executor.get_latest_iteration_stats():
@@ -366,17 +354,3 @@ def _read_config(folder: Path) -> tuple[dict[str, int], str, int, int]:
         return build, str(model["dtype"]), int(model["vocab_size"]), int(model["hidden_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{path} isn't the description of a TensorRT-LLM engine: {error!r}.") from error
-
-
-def open_trtllm_engine(manifest: Manifest, settings: Settings) -> TrtllmEngine:
-    """Load the engine that the manifest names and start it. Raises EngineError."""
-    engine = TrtllmEngine(
-        manifest.folder / manifest.decoder.folder,
-        max_running=settings.max_running,
-        kv_fraction=settings.trtllm_kv_fraction,
-        longest=settings.max_time_limit,
-    )
-    if (engine.info.vocab_size, engine.info.hidden_size) != (manifest.vocab_size, manifest.hidden_size):
-        engine.close()
-        raise EngineError("The decoder's engine doesn't belong to this manifest; export again.")
-    return engine

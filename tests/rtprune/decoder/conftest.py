@@ -52,4 +52,5 @@ def deepseek_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session", params=["small", "deepseek"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """Each of the two in turn."""
-    return request.getfixturevalue(f"{request.param}_tokenizer")
+    found: Tokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
+    return found

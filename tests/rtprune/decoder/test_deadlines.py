@@ -48,5 +48,5 @@ def test_a_removed_item_is_left_alone_and_its_entry_does_not_stay(deadlines: Dea
         deadlines.remove(item)
     deadlines.remove(Item(stopped))
     assert stopped.get(timeout=30) is kept
-    assert len(deadlines._heap) < 100
+    assert len(deadlines._deadlines) < 100
     assert stopped.empty()

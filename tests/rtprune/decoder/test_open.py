@@ -12,13 +12,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from rtprune.decoder import open_service
+from rtprune.decoder.engines import open_engine
 from rtprune.decoder.engines.base import PromptTokens
-from rtprune.decoder.open import open_engine
 from rtprune.decoder.service import GenerationRequest, Piece
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest
 from rtprune.settings import Settings
-from tests.rtprune.decoder.engine_calls import PATIENCE
+from tests.engines.calls import PATIENCE
 from tests.rtprune.decoder.random_weights import TINY, write_checkpoint
 
 SETTINGS = Settings(kv_mib=4, max_running=2, decoder_device="cpu", decoder_threads=1)

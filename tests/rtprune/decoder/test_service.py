@@ -13,14 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rtprune.decoder.engines.base import EngineStats, PromptTokens
-from rtprune.decoder.service import DecoderService, GenerationRequest, Piece, Ticket
+from rtprune.decoder.engines.base import (
+    EngineStats,
+    Output,
+    OutputCallback,
+    PromptTokens,
+    RequestId,
+    Sampling,
+)
+from rtprune.decoder.service import ActiveRequest, DecoderService, GenerationRequest, Piece
 from rtprune.decoder.special_tokens import SpecialTokens
 from rtprune.errors import EngineError, InvalidInput, Unavailable
 from rtprune.settings import Settings
-from tests.rtprune.decoder.engine_calls import PATIENCE, start
+from tests.engines.calls import PATIENCE
+from tests.engines.conftest import start_torch
 from tests.rtprune.decoder.random_weights import TINY, random_tensors, write_checkpoint
 
 CONTEXT = 1024
@@ -48,7 +57,7 @@ class Page:
         self.arriving: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         self.pieces: list[Piece] = []
         self.threads: set[int] = set()
-        self.ticket: Ticket = service.submit(request, self._emit)
+        self.active: ActiveRequest = service.submit(request, self._emit)
 
     def _emit(self, piece: Piece) -> None:
         self.threads.add(threading.get_ident())
@@ -96,7 +105,7 @@ def service(
     folder: Path, small_tokenizer: Tokenizer, metrics: Metrics, limits: dict[str, Any]
 ) -> Iterator[DecoderService]:
     settings = Settings(max_waiting=3, **{"repetition_guard": False, **limits})
-    service = DecoderService(start(folder, max_running=2, kv_mib=4), small_tokenizer, settings, metrics)
+    service = DecoderService(start_torch(folder, max_running=2, kv_mib=4), small_tokenizer, settings, metrics)
     yield service
     service.close()
 
@@ -127,18 +136,26 @@ def settle(service: DecoderService) -> EngineStats:
     return stats
 
 
-def test_the_pieces_are_the_text_of_the_tokens(service: DecoderService, small_tokenizer: Tokenizer) -> None:
+def test_the_pieces_are_the_text_of_the_tokens(
+    service: DecoderService, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids: list[int] = []
     original = service.engine.submit
 
-    def spy(prompt, visual, positions, sampling, listener):  # type: ignore[no-untyped-def]
-        def both(output):  # type: ignore[no-untyped-def]
+    def spy(
+        prompt: PromptTokens,
+        visual: NDArray[np.float32],
+        positions: NDArray[np.integer[Any]] | None,
+        sampling: Sampling,
+        on_output: OutputCallback,
+    ) -> RequestId:
+        def both(output: Output) -> None:
             ids.extend(output.tokens)
-            listener(output)
+            on_output(output)
 
         return original(prompt, visual, positions, sampling, both)
 
-    service.engine.submit = spy  # type: ignore[method-assign]
+    monkeypatch.setattr(service.engine, "submit", spy)
     page = Page(service, request())
     last = page.end()
     assert page.text == small_tokenizer.decode(ids, skip_special_tokens=False)
@@ -164,7 +181,7 @@ def test_the_end_token_stops_and_is_not_text(
     sharp = head.clone()
     sharp[eos] = 50 * head[5] / bias
     folder = write_checkpoint(tmp_path, seed=0, edit={"lm_head.weight": sharp})
-    service = DecoderService(start(folder), small_tokenizer, Settings())
+    service = DecoderService(start_torch(folder), small_tokenizer, Settings())
     pages = [Page(service, request(seed)) for seed in range(4)]
     reasons = [page.end().finish_reason for page in pages]
     assert "stop" in reasons
@@ -199,11 +216,11 @@ def test_beyond_the_bounds_it_says_so_at_once_and_takes_more_later(
         Page(service, request(9))
     pages[0].next()
     assert service.stats().running <= 2
-    pages[4].ticket.cancel()
+    pages[4].active.cancel()
     assert pages[4].end().finish_reason == "cancelled"
     sixth = Page(service, request(9, max_tokens=3))
     for page in pages[:4]:
-        page.ticket.cancel()
+        page.active.cancel()
     assert {page.end().finish_reason for page in pages} == {"cancelled"}
     assert sixth.end().finish_reason == "length"
     assert settle(service).kv_used == 0
@@ -221,7 +238,7 @@ def test_time_limits_hold_while_decoding_and_while_waiting(service: DecoderServi
     assert waiting.end().output_tokens == 0
     assert waiting.end().queue_s == pytest.approx(waiting.end().total_s, abs=0.01)
     for page in running:
-        page.ticket.cancel()
+        page.active.cancel()
         page.end()
     limited = Page(service, request(7, max_tokens=1000, deadline=time.monotonic() + 0.2))
     assert limited.end().finish_reason == "timeout"
@@ -234,8 +251,8 @@ def test_time_limits_hold_while_decoding_and_while_waiting(service: DecoderServi
 def test_cancel_after_the_end_and_twice_is_harmless(service: DecoderService) -> None:
     page = Page(service, request(max_tokens=2))
     page.end()
-    page.ticket.cancel()
-    page.ticket.cancel()
+    page.active.cancel()
+    page.active.cancel()
     assert Page(service, request(1, max_tokens=2)).end().finish_reason == "length"
     assert page.arriving.empty()
 
@@ -247,7 +264,7 @@ def test_a_loop_ends_with_repetition_and_says_what_to_keep(
     drawn = random_tensors(TINY, 1)
     silent = {n: torch.zeros_like(t) for n, t in drawn.items() if "down_proj" in n or "o_proj" in n}
     folder = write_checkpoint(tmp_path, seed=1, edit=silent, max_position_embeddings=2048)
-    service = DecoderService(start(folder), small_tokenizer, Settings(repetition_weight=200), metrics)
+    service = DecoderService(start_torch(folder), small_tokenizer, Settings(repetition_weight=200), metrics)
     pages = [Page(service, request(seed, max_tokens=1000)) for seed in range(4)]
     for page in pages:
         last = page.end()
@@ -294,7 +311,7 @@ def test_warm_up_generates_and_says_when_it_can_not(
     assert service.stats().kv_used == 0
     assert not metrics.pieces
     norm = random_tensors(TINY, 0)["model.norm.weight"] * float("nan")
-    broken = start(write_checkpoint(tmp_path, seed=0, edit={"model.norm.weight": norm}))
+    broken = start_torch(write_checkpoint(tmp_path, seed=0, edit={"model.norm.weight": norm}))
     other = DecoderService(broken, small_tokenizer, Settings())
     with pytest.raises(EngineError, match="not finite"):
         other.warm_up()
@@ -328,7 +345,7 @@ def test_every_page_gets_exactly_one_last_piece_under_pressure(service: DecoderS
             except Unavailable:
                 continue
             if drawn.random() < 0.4:
-                page.ticket.cancel()
+                page.active.cancel()
             page.end()
             with lock:
                 answered.append([piece.finish_reason for piece in page.pieces if piece.finish_reason])

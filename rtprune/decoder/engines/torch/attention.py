@@ -74,13 +74,13 @@ class GatherAttention:
         offsets = torch.arange(max(span.length for span in spans), device=kv.device)
         inside = offsets < lengths[:, None]  # (requests, longest)
         # Past its end a request reads its own first position, which is finite if the request is sound.
-        self._places = (starts[:, None] + offsets * inside).reshape(-1)
+        self._slots = (starts[:, None] + offsets * inside).reshape(-1)
         self._mask = inside[:, None, None, :]
 
     def __call__(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
         """See `Attention`."""
         requests = queries.shape[0]
-        gathered = self._kv[layer].index_select(2, self._places)
+        gathered = self._kv[layer].index_select(2, self._slots)
         both = torch.unflatten(gathered, 2, (requests, -1)).transpose(
             1, 2
         )  # (2, requests, kv_heads, longest, dim)

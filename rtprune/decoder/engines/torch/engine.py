@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,42 @@ from numpy.typing import NDArray
 from rtprune.decoder.engines.base import (
     EngineInfo,
     EngineReason,
+    EngineRequest,
     EngineStats,
-    Listener,
     Output,
+    OutputCallback,
     PromptTokens,
     RequestId,
     Sampling,
     check_request,
 )
-from rtprune.decoder.engines.torch.kv_memory import KvAllocator
 from rtprune.decoder.engines.torch.attention import GatherAttention, Span, SpanAttention, allocate_kv
+from rtprune.decoder.engines.torch.kv_memory import KvAllocator
 from rtprune.decoder.engines.torch.model import TorchDecoder
-from rtprune.decoder.engines.torch.request import TorchRequest
 from rtprune.decoder.engines.torch.weights import read_ahead
 from rtprune.errors import EngineError, OcrError, Unavailable
 
 _log = logging.getLogger(__name__)
 # Bytes of weights that a token reads in a layer, below which a second thread costs more than it saves.
 _SINGLE_THREAD_BYTES = 4 * 2**20
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Request(EngineRequest):
+    """A request and where it stands. Belongs to the engine's thread once it is submitted."""
+
+    prompt: NDArray[np.int32]  # (n,)
+    visual: NDArray[np.float32]  # (tokens, hidden), none once the prompt is read
+    positions: NDArray[np.int64]  # (n,)
+    position: int = field(init=False)  # of the newest token
+    start: int = field(init=False, default=-1)  # of its run of KV memory
+    length: int = field(init=False, default=0)  # positions written there
+    generated: int = field(init=False, default=0)
+    token: int = field(init=False, default=-1)  # the newest, not in the KV memory yet
+
+    def __post_init__(self) -> None:
+        EngineRequest.__post_init__(self)
+        self.position = int(self.positions[-1]) + 1
 
 
 class TorchEngine:
@@ -90,12 +109,12 @@ class TorchEngine:
         self._numbers = itertools.count(1)
         self._wake = threading.Condition()
         # Under the condition's lock: what other threads ask for.
-        self._waiting: deque[TorchRequest] = deque()
+        self._waiting: deque[_Request] = deque()
         self._cancelled: set[RequestId] = set()
         self._closing = False
         # The engine's thread alone:
-        self._prefilling: deque[TorchRequest] = deque()
-        self._decoding: list[TorchRequest] = []
+        self._prefilling: deque[_Request] = deque()
+        self._decoding: list[_Request] = []
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # PyTorch aborts the process when it ends in the middle of a step
@@ -111,18 +130,18 @@ class TorchEngine:
         visual: NDArray[np.float32],
         positions: NDArray[np.integer[Any]] | None,
         sampling: Sampling,
-        listener: Listener,
+        on_output: OutputCallback,
     ) -> RequestId:
         """See `Engine`."""
         check_request(self._info, prompt, visual, positions, sampling)
-        where = np.arange(len(prompt)) if positions is None else positions
-        request = TorchRequest(
-            RequestId(next(self._numbers)),
-            prompt.ids.astype(np.int32, copy=False),
-            visual,
-            where.astype(np.int64),
-            sampling,
-            listener,
+        numbered = np.arange(len(prompt)) if positions is None else positions
+        request = _Request(
+            id=RequestId(next(self._numbers)),
+            sampling=sampling,
+            on_output=on_output,
+            prompt=prompt.ids.astype(np.int32, copy=False),
+            visual=visual,
+            positions=numbered.astype(np.int64),
         )
         with self._wake:
             if self._closing:
@@ -194,10 +213,10 @@ class TorchEngine:
             self._end(request, "cancelled")
         for request in admitted:
             request.started = time.monotonic()
-            self._tell(request, Output(started=request.started))
+            self._send(request, Output(started=request.started))
         return True
 
-    def _admit(self) -> list[TorchRequest]:
+    def _admit(self) -> list[_Request]:
         """First come, first served: who doesn't fit yet holds up those behind, so that nobody starves."""
         admitted = []
         while self._waiting and len(self._prefilling) + len(self._decoding) < self._info.max_running:
@@ -216,9 +235,7 @@ class TorchEngine:
         if self._decoding:
             self._do(list(self._decoding), self._decode)
 
-    def _do(
-        self, requests: list[TorchRequest], work: Callable[[list[TorchRequest]], list[int | None]]
-    ) -> None:
+    def _do(self, requests: list[_Request], work: Callable[[list[_Request]], list[int | None]]) -> None:
         """Compute the next token of each request and hand it out.
 
         When that fails, try each request alone and end those that fail again.
@@ -238,12 +255,12 @@ class TorchEngine:
             except Exception as error:
                 self._fail(request, error)
 
-    def _fail(self, request: TorchRequest, error: Exception) -> None:
+    def _fail(self, request: _Request, error: Exception) -> None:
         _log.error("request %d failed", request.id, exc_info=error)
         sentence = str(error) if isinstance(error, OcrError) else "The decoder failed on this page."
         self._end(request, "error", error=sentence)
 
-    def _prefill(self, requests: list[TorchRequest]) -> list[int | None]:
+    def _prefill(self, requests: list[_Request]) -> list[int | None]:
         """Read one chunk of a newcomer's prompt; after the last one, return its first token."""
         (request,) = requests
         done = request.length
@@ -251,9 +268,9 @@ class TorchEngine:
         embedded = self._model.embed(request.prompt[done:end], request.visual)
         device = self._model.device
         positions = torch.from_numpy(request.positions[done:end]).to(device)
-        places = torch.arange(request.start + done, request.start + end, device=device)
+        slots = torch.arange(request.start + done, request.start + end, device=device)
         attention = SpanAttention(self._kv, [Span(request.start, end, end - done)])
-        hidden = self._model.forward(embedded, positions, places, self._kv, attention)
+        hidden = self._model.forward(embedded, positions, slots, self._kv, attention)
         request.length = end
         if end < request.prompt.shape[0]:
             return []
@@ -263,23 +280,23 @@ class TorchEngine:
         request.visual = request.visual[:0]
         return tokens
 
-    def _decode(self, requests: list[TorchRequest]) -> list[int | None]:
+    def _decode(self, requests: list[_Request]) -> list[int | None]:
         """The next token of each request."""
         device = self._model.device
         ids = np.array([request.token for request in requests], np.int32)
         positions = torch.tensor([request.position for request in requests], device=device)
-        places = torch.tensor([request.start + request.length for request in requests], device=device)
+        slots = torch.tensor([request.start + request.length for request in requests], device=device)
         spans = [Span(request.start, request.length + 1, 1) for request in requests]
         embedded = self._model.embed(ids, requests[0].visual)
         attention = GatherAttention if device.type == "cuda" else SpanAttention
-        hidden = self._model.forward(embedded, positions, places, self._kv, attention(self._kv, spans))
+        hidden = self._model.forward(embedded, positions, slots, self._kv, attention(self._kv, spans))
         tokens = self._choose(requests, self._model.logits(hidden))
         for request in requests:
             request.length += 1
             request.position += 1
         return tokens
 
-    def _choose(self, requests: list[TorchRequest], logits: torch.Tensor) -> list[int | None]:
+    def _choose(self, requests: list[_Request], logits: torch.Tensor) -> list[int | None]:
         """Best allowed token of each row; None where the logits are not finite. Writes into `logits`."""
         for row, request in enumerate(requests):
             banned = request.rule.banned() if request.rule is not None else None
@@ -294,7 +311,7 @@ class TorchEngine:
             tokens, best = indices.tolist(), values.tolist()
         return [t if math.isfinite(score) else None for t, score in zip(tokens, best, strict=True)]
 
-    def _take(self, request: TorchRequest, token: int | None) -> None:
+    def _take(self, request: _Request, token: int | None) -> None:
         """Hand a request its next token and end it where that was the last."""
         if token is None:
             self._end(request, "error", error="The decoder's logits are not finite numbers for this page.")
@@ -309,12 +326,12 @@ class TorchEngine:
         if request.generated == request.sampling.max_tokens:
             self._end(request, "length", (token,))
         else:
-            self._tell(request, Output((token,), started=request.started))
+            self._send(request, Output((token,), started=request.started))
 
     def _end(
-        self, request: TorchRequest, reason: EngineReason, tokens: tuple[int, ...] = (), error: str = ""
+        self, request: _Request, reason: EngineReason, tokens: tuple[int, ...] = (), error: str = ""
     ) -> None:
-        """Free a request's memory first, then tell its listener."""
+        """Free a request's memory first, then call back a last time."""
         if request in self._decoding:
             self._decoding.remove(request)
         elif request in self._prefilling:
@@ -322,15 +339,11 @@ class TorchEngine:
         if request.start >= 0:
             self._memory.free(request.start)
             request.start = -1
-        self._tell(request, Output(tokens, reason, error, request.started))
+        self._send(request, Output(tokens, reason, error, request.started))
 
-    def _tell(self, request: TorchRequest, output: Output) -> None:
-        try:
-            request.listener(output)
-        except Exception:
-            _log.exception("the listener of request %d failed", request.id)
-            if not output.finish_reason:
-                self.cancel(request.id)
+    def _send(self, request: _Request, output: Output) -> None:
+        if not request.send(output):
+            self.cancel(request.id)
 
 
 def default_threads(model: TorchDecoder) -> int:

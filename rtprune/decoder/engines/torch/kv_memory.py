@@ -26,12 +26,12 @@ class KvAllocator:
     def allocate(self, size: int) -> int | None:
         """Start of a run of `size` positions, or None when no free run is long enough now."""
         size = -(-size // ALIGNMENT) * ALIGNMENT
-        for place, (start, free) in enumerate(self._free):
+        for index, (start, free) in enumerate(self._free):
             if free >= size:
                 if free == size:
-                    del self._free[place]
+                    del self._free[index]
                 else:
-                    self._free[place] = (start + size, free - size)
+                    self._free[index] = (start + size, free - size)
                 self._held[start] = size
                 self.used += size
                 return start
@@ -41,11 +41,11 @@ class KvAllocator:
         """Give a run back; raises KeyError for one that isn't held."""
         size = self._held.pop(start)
         self.used -= size
-        place = bisect.bisect(self._free, (start, 0))
-        if place < len(self._free) and start + size == self._free[place][0]:
-            size += self._free.pop(place)[1]
-        if place and sum(self._free[place - 1]) == start:
-            start, before = self._free[place - 1]
-            self._free[place - 1] = (start, before + size)
+        index = bisect.bisect(self._free, (start, 0))
+        if index < len(self._free) and start + size == self._free[index][0]:
+            size += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == start:
+            start, before = self._free[index - 1]
+            self._free[index - 1] = (start, before + size)
         else:
-            self._free.insert(place, (start, size))
+            self._free.insert(index, (start, size))

@@ -104,13 +104,13 @@ class TorchDecoder:
         self,
         embedded: torch.Tensor,
         positions: torch.Tensor,
-        places: torch.Tensor,
+        slots: torch.Tensor,
         kv: torch.Tensor,
         attention: Attention,
     ) -> torch.Tensor:
         """Run the layers and write keys and values.
 
-        embedded: (rows, hidden). positions: int64 (rows,), for the rotary embedding. places: int64 (rows,),
+        embedded: (rows, hidden). positions: int64 (rows,), for the rotary embedding. slots: int64 (rows,),
         where each row's key and value go in `kv`. Returns (padded rows, hidden): the first `rows` count, and
         are the same however many rows go together.
         """
@@ -128,7 +128,7 @@ class TorchDecoder:
             qkv = torch.mm(normed, layer.qkv)[:rows].float().view(rows, *heads, width // 2, 2)
             rotated = torch.view_as_real(torch.view_as_complex(qkv) * rotation)
             turned = rotated.flatten(-2).to(self.kv_dtype)  # (rows, groups + 2, kv_heads, head_dim)
-            kv[index].index_copy_(2, places, turned[:, -2:].permute(1, 2, 0, 3))
+            kv[index].index_copy_(2, slots, turned[:, -2:].permute(1, 2, 0, 3))
             queries = turned[:, :-2].reshape(rows, config.num_attention_heads, width)
             attended = attention(index, queries).reshape(rows, -1)
             if filler is not None:

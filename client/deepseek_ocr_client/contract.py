@@ -1,0 +1,59 @@
+"""The contract of the server's two endpoints, as the client needs it: every tensor once, with type and shape.
+
+The server's own copy is `rtprune/contract.py`; a test holds both equal. `deepseek_ocr` (one answer) and
+`deepseek_ocr_stream` (answers as they come) have the same tensors.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tensor(NamedTuple):
+    """A tensor of the endpoints: `dtype` as Triton's clients write it, `shape` with -1 for any length.
+
+    `default` is what an input that is left out stands for; None: it must be given, or it is an output.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    default: str | None
+    meaning: str
+
+
+IMAGE = Tensor("IMAGE", "BYTES", (1,), None, "an encoded page image, raw or in base64")
+PROMPT = Tensor(
+    "PROMPT",
+    "BYTES",
+    (1,),
+    "<image>\\n<|grounding|>Convert the document to markdown.",
+    "with one <image> in it",
+)
+MODE = Tensor("MODE", "BYTES", (1,), "the server's setting", "tiny, small, base, large or gundam")
+RETENTION = Tensor(
+    "RETENTION", "FP32", (1,), "the server's setting", "share of the visual tokens to keep; 1 is pruning off"
+)
+MAX_TOKENS = Tensor("MAX_TOKENS", "INT32", (1,), "the server's setting", "output tokens at most")
+NO_REPEAT_NGRAM = Tensor("NO_REPEAT_NGRAM", "INT32", (2,), "30, 90", "n and window in tokens; 0 is off")
+TIME_LIMIT = Tensor("TIME_LIMIT", "FP32", (1,), "the server's setting", "seconds, queueing included")
+
+INPUTS = (IMAGE, PROMPT, MODE, RETENTION, MAX_TOKENS, NO_REPEAT_NGRAM, TIME_LIMIT)
+
+TEXT = Tensor("TEXT", "BYTES", (1,), None, "the whole text, or its next piece, in whole UTF-8 characters")
+FINISH_REASON = Tensor("FINISH_REASON", "BYTES", (1,), None, "empty until the last answer")
+TEXT_LENGTH = Tensor(
+    "TEXT_LENGTH", "INT32", (1,), None, "characters of the text that stay when the repetition guard cut it"
+)
+TOKENS = Tensor("TOKENS", "INT32", (3,), None, "visual tokens before and after pruning; output tokens")
+KEPT = Tensor("KEPT", "INT32", (-1,), None, "kept positions of the unpruned visual sequence, ascending")
+LAYOUT_TENSOR = Tensor(
+    "LAYOUT", "INT32", (8,), None, "what the encoder saw of the page, in the order of LAYOUT"
+)
+TIMINGS_TENSOR = Tensor("TIMINGS", "FP32", (7,), None, "seconds, in the order of TIMINGS")
+
+OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR)
+
+TIMINGS = ("preprocess", "vision", "rtprune", "queue", "first_token", "decode", "total")
+LAYOUT = ("side", "tile_columns", "tile_rows", "width", "height", "left", "top", "scale")
+FINISH_REASONS = ("stop", "length", "repetition", "cancelled", "timeout")

@@ -1,0 +1,1 @@
+"""The PyTorch engine: continuous batching, chunked prefill, KV memory of fixed size."""
