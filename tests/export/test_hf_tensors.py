@@ -9,7 +9,7 @@ import torch
 
 from export.hf_tensors import CONFIG, PARAMETERS, TENSORS, tensors
 from training.config import checkpoint_config
-from training.model import new_model, checkpoint_weights
+from training.model import checkpoint_weights, new_model
 
 
 def test_the_published_counts() -> None:
