@@ -13,7 +13,7 @@ MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
 MODE ?= tiny
 TRUTH ?= examples/page.txt
-# Options of benchmarks/load_test.py: LOAD="--concurrency 1,8 --window 5"
+# Options of benchmarks.load_test: LOAD="--concurrency 1,8 --window 5"
 LOAD ?=
 # Test processes, and whether to report what the tests reach (models inside Triton are not seen).
 WORKERS ?= auto

@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import cores, cpu_name
+from benchmarks.measuring import RESULTS, ROOT, in_turns, machine
 from rtprune.decoder.engines.base import Engine, Output, PromptTokens, RequestId, Sampling
 from rtprune.decoder.engines.torch.engine import default_threads, open_torch_engine
 from rtprune.decoder.engines.torch.model import TorchDecoder
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 VISUAL, TEXT = 273, 12  # a base page without pruning, and its prompt
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -45,17 +42,17 @@ class Run:
     submitted: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)
     ended: queue.SimpleQueue[Output] = field(default_factory=queue.SimpleQueue)
-    number: RequestId | None = None
+    request_id: RequestId | None = None
 
     def submit(self) -> Run:
         """Hand it to the engine; it can't end before its last token."""
         ids, visual = prompt(self.engine.info.vocab_size, self.engine.info.hidden_size, self.seed)
-        self.number = self.engine.submit(
-            PromptTokens(ids), visual, None, Sampling(self.max_tokens, end_id=-1), self._listen
+        self.request_id = self.engine.submit(
+            PromptTokens(ids), visual, None, Sampling(self.max_tokens, end_id=-1), self._on_output
         )
         return self
 
-    def _listen(self, output: Output) -> None:
+    def _on_output(self, output: Output) -> None:
         self.times += [time.perf_counter()] * len(output.tokens)
         if output.finish_reason:
             self.ended.put(output)
@@ -108,7 +105,7 @@ def newcomer(engine: Engine, running: int, tokens: int) -> dict[str, float]:
         time.sleep(0.005)
     late = Run(engine, 10, 99).submit().wait()
     for run in others:
-        engine.cancel(run.number)  # type: ignore[arg-type]
+        engine.cancel(run.request_id)  # type: ignore[arg-type]
         run.wait()
     pauses = [
         b - a for run in others for a, b in zip(run.times, run.times[1:], strict=False) if b > late.submitted
@@ -118,15 +115,6 @@ def newcomer(engine: Engine, running: int, tokens: int) -> dict[str, float]:
         "longest_pause_s": max(pauses),
         "median_pause_s": statistics.median(pauses),
     }
-
-
-def in_turns(rounds: int, **measures: Callable[[], float]) -> dict[str, float]:
-    """Median of each measure; they take turns, so that a busy machine is busy for all of them."""
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(rounds):
-        for name, measure in measures.items():
-            found[name].append(measure())
-    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
@@ -267,10 +255,10 @@ def full_size(folder: Path, device: str, tokens: int, requests: int) -> dict[str
     return result
 
 
-def machine(device: str) -> dict[str, Any]:
+def conditions(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
     facts = {
-        "cpu": f"{cpu_name()}, {cores()} cores",
+        "cpu": machine(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -292,7 +280,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="output tokens of a request")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    facts = machine(arguments.device)
+    facts = conditions(arguments.device)
     if arguments.full_size:
         with tempfile.TemporaryDirectory() as scratch:
             folder = arguments.folder or Path(scratch)

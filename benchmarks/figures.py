@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from PIL import Image
 
+from benchmarks.measuring import RESULTS, ROOT
 from rtprune import PruneConfig, TokenLayout, prune, text_density
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
@@ -26,8 +27,6 @@ from rtprune.preprocess.views import make_views
 from rtprune.pruning.visualize import draw_pruning, heat_colours
 from rtprune.settings import Settings
 from rtprune.vision.encoder import VisionEncoder
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "examples" / "page.png")
     parser.add_argument("--mode", choices=MODES, default="base")
     parser.add_argument("--retention", type=float, help="default: dynamic")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "pruning.png")
+    parser.add_argument("--output", type=Path, default=RESULTS / "pruning.png")
     arguments = parser.parse_args()
     settings = Settings(engines=arguments.engines)
     views = make_views(decode(arguments.page.read_bytes(), settings), arguments.mode, settings)

@@ -25,6 +25,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.measuring import machine
+from benchmarks.measuring import table as markdown_table
 from deepseek_ocr_client import ClientError, ClientSettings, OcrClient, OcrOptions
 from deepseek_ocr_client.batch import Batch
 from deepseek_ocr_client.inputs import Source
@@ -197,12 +199,12 @@ def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as a Markdown table."""
     languages = sorted({language for found in scores.values() for language in found["distance"]})
     head = ["pruning", *(f"edit distance {language}" for language in languages), "visual tokens", "s/page"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for label, found in scores.items():
         distances = [f"{found['distance'].get(language, float('nan')):.3f}" for language in languages]
         tokens = f"{found['visual_tokens_before']:.0f} -> {found['visual_tokens_after']:.0f}"
         rows.append([label, *distances, tokens, f"{found['seconds_per_page']:.2f}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(markdown_table(head, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -253,7 +255,7 @@ def compare(parsed: argparse.Namespace) -> dict[str, dict[str, Any]]:
             with atomic_write(named.with_suffix(".yaml")) as file:
                 file.write(EVALUATION.format(truth=truth.resolve(), predictions=named.absolute()).encode())
     summary = {
-        "machine": f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}",
+        "machine": f"{machine()}, {platform.system()} {platform.release()}",
         "server": str(parsed.url),
         "mode": parsed.mode,
         "pages": len(pages),

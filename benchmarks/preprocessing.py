@@ -7,29 +7,22 @@ many cores feed a GPU. Writes benchmarks/results/preprocessing.md.
 from __future__ import annotations
 
 import io
-import os
-import platform
 import statistics
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.machine import cores, cpu_name
+from benchmarks.measuring import FONT, RESULTS, load_average, machine, table, versions
 from rtprune import TokenLayout, text_density
 from rtprune.modes import MODES
 from rtprune.preprocess.image import decode
 from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "preprocessing.md"
-FONT = ROOT / "training" / "fonts" / "DejaVuSansMono.ttf"
 SIZE = (2480, 3508)  # A4 at 300 dpi
 ROUNDS = 7
 
@@ -84,23 +77,22 @@ def main() -> None:
     lines = [
         "# Preprocessing on one CPU core",
         "",
-        f"`python -m benchmarks.preprocessing`, {datetime.now(UTC):%Y-%m-%d}. {cpu_name()}, {cores()} cores, "
-        f"load average {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, Pillow {version('pillow')}, "
-        f"opencv-python-headless {version('opencv-python-headless')}.",
+        f"`python -m benchmarks.preprocessing`, {datetime.now(UTC):%Y-%m-%d}. {machine()}{load_average()}; "
+        f"{versions('pillow', 'opencv-python-headless')}.",
         "",
         f"An A4 page at 300 dpi ({SIZE[0]} x {SIZE[1]} px) full of text. Milliseconds of CPU time, one thread, "
         f"medians of {ROUNDS} rounds. Pruning comes on top: [pruning.md](pruning.md).",
         "",
-        "| page | mode | tiles | decode | views | density | total |",
-        "|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for name, data in encoded().items():
         for mode in MODES:
             times, tiles = measure(data, mode, settings)
-            cells = " | ".join(f"{value:.1f}" for value in times)
             page = f"{name}, {len(data) / 2**20:.1f} MiB"
-            lines.append(f"| {page} | {mode} | {tiles} | {cells} | **{sum(times):.0f}** |")
-    RESULT.write_text("\n".join(lines) + "\n")
+            cells = [f"{value:.1f}" for value in times]
+            rows.append([page, mode, str(tiles), *cells, f"**{sum(times):.0f}**"])
+    lines += table(["page", "mode", "tiles", "decode", "views", "density", "total"], rows)
+    (RESULTS / "preprocessing.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,13 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import literal_pruning
-from benchmarks.machine import cpu_name
+from benchmarks.measuring import FONT, RESULTS, cpu_name, in_turns, load_average, table, versions
 from rtprune import TokenLayout, prune, prune_batch, text_density
 from rtprune.modes import MODES
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "pruning.md"
-FONT = ROOT / "training" / "fonts" / "DejaVuSansMono.ttf"
 HIDDEN = 1280  # of DeepSeek-OCR
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 # Mode, tile grid, colour of the ink.
@@ -48,7 +41,7 @@ BATCH = 8
 
 
 @dataclass
-class Page:
+class Case:
     """A page's view and tokens as both sides take them."""
 
     name: str
@@ -59,7 +52,7 @@ class Page:
 
 def make_page(
     mode: str, tile_grid: tuple[int, int] | None = None, ink: tuple[int, int, int] = BLACK, seed: int = 0
-) -> Page:
+) -> Case:
     """A text page and random tokens with a common part, so that the dynamic retention lies near the paper's 84 %."""
     drawn = np.random.default_rng(seed)
     side = MODES[mode].side
@@ -74,21 +67,22 @@ def make_page(
     name = mode if tile_grid is None else f"{mode} {tile_grid[0]} x {tile_grid[1]}"
     if ink != BLACK:
         name += ", in colour"
-    return Page(name, layout, np.asarray(image).copy(), tokens.astype(np.float32))
+    return Case(name, layout, np.asarray(image).copy(), tokens.astype(np.float32))
 
 
-def in_turns(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
-    """Median CPU milliseconds of each side, one run of each after the other, the first of each not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, run in sides.items():
-            started = time.thread_time()
-            run()
-            taken[name].append((time.thread_time() - started) * 1e3)
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+def cpu_ms(run: Callable[[], Any]) -> Callable[[], float]:
+    """A measure for `in_turns`: CPU milliseconds of one run; the first, here, is not counted."""
+    run()
+
+    def measure() -> float:
+        started = time.thread_time()
+        run()
+        return (time.thread_time() - started) * 1e3
+
+    return measure
 
 
-def measure(page: Page, rounds: int) -> tuple[dict[str, float], int]:
+def measure(page: Case, rounds: int) -> tuple[dict[str, float], int]:
     """Milliseconds of both sides' parts, and how many content tokens stay."""
     layout, grid = page.layout, page.layout.global_grid
     view, tokens = torch.from_numpy(page.view), torch.from_numpy(page.tokens)
@@ -102,30 +96,31 @@ def measure(page: Page, rounds: int) -> tuple[dict[str, float], int]:
     content = page.tokens[layout.content_mask]
     times = in_turns(
         rounds,
-        density=lambda: text_density(page.view, grid),
-        prune=lambda: prune(page.tokens, layout, text_density=rho),
-        gram=lambda: content @ content.T,
-        literal_density=lambda: literal_pruning.density(view, grid),
-        literal_prune=lambda: literal_pruning.prune(tokens, layout, literal_rho),
+        density=cpu_ms(lambda: text_density(page.view, grid)),
+        prune=cpu_ms(lambda: prune(page.tokens, layout, text_density=rho)),
+        gram=cpu_ms(lambda: content @ content.T),
+        literal_density=cpu_ms(lambda: literal_pruning.density(view, grid)),
+        literal_prune=cpu_ms(lambda: literal_pruning.prune(tokens, layout, literal_rho)),
     )
     return times, result.content_count
 
 
-def table(rows: list[tuple[Page, int, dict[str, float]]]) -> list[str]:
+def results(rows: list[tuple[Case, int, dict[str, float]]]) -> list[str]:
     """One row a page."""
-    lines = [
-        "| page | content tokens, kept | density | prune | total | literal density | literal prune "
-        "| literal total | ratio | Gram matrix alone |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["page", "content tokens, kept", "density", "prune", "total", "literal density", "literal prune"]
+    head += ["literal total", "ratio", "Gram matrix alone"]
+    cells = []
     for page, kept, ms in rows:
         ours, theirs = ms["density"] + ms["prune"], ms["literal_density"] + ms["literal_prune"]
-        lines.append(
-            f"| {page.name} | {page.layout.content_count}, {kept} | {ms['density']:.1f} | {ms['prune']:.1f} "
-            f"| **{ours:.1f}** | {ms['literal_density']:.1f} | {ms['literal_prune']:.1f} | {theirs:.1f} "
-            f"| **{theirs / ours:.1f}** | {ms['gram']:.1f} |"
-        )
-    return lines
+        row = [
+            page.name,
+            f"{page.layout.content_count}, {kept}",
+            f"{ms['density']:.1f}",
+            f"{ms['prune']:.1f}",
+        ]
+        row += [f"**{ours:.1f}**", f"{ms['literal_density']:.1f}", f"{ms['literal_prune']:.1f}"]
+        cells.append([*row, f"{theirs:.1f}", f"**{theirs / ours:.1f}**", f"{ms['gram']:.1f}"])
+    return table(head, cells)
 
 
 def main() -> None:
@@ -149,18 +144,14 @@ def main() -> None:
     tokens, layouts = [page.tokens for page in pages], [page.layout for page in pages]
     batch = in_turns(
         rounds,
-        together=lambda: prune_batch(tokens, layouts, text_densities=[0.2] * BATCH),
-        alone=lambda: [prune(one, layouts[0], text_density=0.2) for one in tokens],
-    )
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("numpy", "opencv-python-headless", "torch", "array-api-compat")
+        together=cpu_ms(lambda: prune_batch(tokens, layouts, text_densities=[0.2] * BATCH)),
+        alone=cpu_ms(lambda: [prune(one, layouts[0], text_density=0.2) for one in tokens]),
     )
     lines = [
         "# Pruning on one CPU core",
         "",
-        f"`python -m benchmarks.pruning`, {time.strftime('%Y-%m-%d')}. {cpu_name()}, one core, one thread{load}; "
-        f"Python {platform.python_version()}, {versions}.",
+        f"`python -m benchmarks.pruning`, {time.strftime('%Y-%m-%d')}. {cpu_name()}, one core, one thread"
+        f"{load_average()}; {versions('numpy', 'opencv-python-headless', 'torch', 'array-api-compat')}.",
         "",
         f"Milliseconds of CPU time, medians of {rounds} rounds in which all sides took turns. Tokens are float32 "
         f"with {HIDDEN} entries, the retention is dynamic. Literal: the paper's steps as they read, in PyTorch "
@@ -168,15 +159,15 @@ def main() -> None:
         "Both sides keep the same positions, and their tokens agree to 1e-4; the run fails otherwise. The Gram "
         "matrix is the one product that every exact implementation needs: the bound of `prune`.",
         "",
-        *table(rows),
+        *results(rows),
         "",
         f"{BATCH} large pages: {batch['together']:.1f} ms in one `prune_batch`, {batch['alone']:.1f} ms in "
         f"{BATCH} calls of `prune`. On a CPU there is nothing to gain by it; it is for a GPU, which it waits for "
         "once a batch. No GPU was measured.",
         "",
     ]
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text("\n".join(lines), encoding="utf-8")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "pruning.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from benchmarks.measuring import RESULTS, ROOT
+from benchmarks.measuring import table as markdown_table
 from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
 from rtprune.config import Strategy
 from rtprune.decoder.engines import open_engine
@@ -37,13 +38,11 @@ from rtprune.modes import MODES
 from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
 from rtprune.vision.encoder import VisionEncoder
-from training.evaluate import RECIPE, SEED, SHIPPED, page_size
+from training.evaluate import RECIPE, SEED, SHIPPED, Score, page_size
 from training.model import SHARD
-from training.synthetic_page import random_page
+from training.synthetic_page import SyntheticPage, random_page
 from training.tokenizer import FREE
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 RETENTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 POSITIONS = ("contiguous", "original")
 STYLES = {"norm": "s--"}  # lies on rtprune's line where the merge changes little
@@ -62,35 +61,18 @@ class Variant:
 class Sample:
     """A page, encoded once."""
 
-    text: str
+    page: SyntheticPage
     tokens: Any  # float32 (L, hidden)
     layout: TokenLayout
     density: float
 
 
 @dataclass
-class Tally:
+class Tally(Score):
     """Errors, characters and tokens of one variant, summed over pages."""
 
-    errors: int = 0
-    characters: int = 0
     kept: int = 0
     content: int = 0
-    pages: int = 0
-
-    def add(self, truth: str, read: str, kept: int, content: int) -> None:
-        """Count one page."""
-        errors = Levenshtein.distance(truth, read)
-        self.errors += errors
-        self.characters += len(truth)
-        self.kept += kept
-        self.content += content
-        self.pages += 1
-
-    @property
-    def rate(self) -> float:
-        """Character error rate: edit distance over the truth's characters."""
-        return self.errors / max(1, self.characters)
 
     @property
     def retention(self) -> float:
@@ -122,7 +104,7 @@ class Reader:
             tokens = self.vision.encode_pages([(views.global_view, views.tiles, views.tile_grid)])[0]
             if isinstance(tokens, Exception):
                 raise tokens
-            yield Sample(page.text, tokens, layout, text_density(views.global_view, layout.global_grid))
+            yield Sample(page, tokens, layout, text_density(views.global_view, layout.global_grid))
 
     def read(
         self, sample: Sample, variants: Iterable[Variant], seed: int
@@ -131,7 +113,7 @@ class Reader:
         done: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         running: dict[int, tuple[Variant, int]] = {}
         texts: dict[int, list[int]] = defaultdict(list)
-        limit = 2 * len(sample.text.encode()) + 30
+        limit = 2 * len(sample.page.text.encode()) + 30
         for number, variant in enumerate(variants):
             config = PruneConfig(retention=variant.retention, strategy=variant.strategy, seed=seed)
             result = prune(sample.tokens, sample.layout, text_density=sample.density, config=config)
@@ -179,9 +161,8 @@ def table(mode: str, tallies: dict[Variant, Tally]) -> list[str]:
         f"{whole.pages} pages, {whole.characters} characters. Character error rate in per cent; columns are the "
         "retention.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
     ]
+    rows = []
     for strategy, positions in itertools.product(STRATEGIES, POSITIONS):
         row = [
             tallies[variant].rate
@@ -189,9 +170,8 @@ def table(mode: str, tallies: dict[Variant, Tally]) -> list[str]:
             if variant in tallies
         ]
         if row:
-            cells = [strategy, positions, *(f"{100 * rate:.2f}" for rate in (whole.rate, *row))]
-            lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+            rows.append([strategy, positions, *(f"{100 * rate:.2f}" for rate in (whole.rate, *row))])
+    return [*lines, *markdown_table(head, rows), ""]
 
 
 def plot(found: dict[str, dict[Variant, Tally]], path: Path) -> None:
@@ -255,7 +235,10 @@ def main() -> None:
         samples = reader.samples(mode, arguments.pages, arguments.seed)
         for number, sample in enumerate(tqdm(samples, mode, total=arguments.pages, unit="page")):
             for variant, text, kept in reader.read(sample, wanted, arguments.seed + number):
-                tallies[variant].add(sample.text, text, kept, sample.layout.content_count)
+                tally = tallies[variant]
+                tally.add(sample.page, text, grounded=False)
+                tally.kept += kept
+                tally.content += sample.layout.content_count
     reader.engine.close()
     reader.vision.close()
     lines = [

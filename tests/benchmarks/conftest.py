@@ -1,4 +1,4 @@
-"""The benchmarks are scripts beside each other; their tests import them as they import one another."""
+"""What the benchmarks' tests share: the real perf_analyzer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from rtprune.errors import Unavailable
 
 if TYPE_CHECKING:
-    from benchmarks.perf_analyzer import PerfAnalyzer
+    from benchmarks.load_test.perf_analyzer import PerfAnalyzer
 
 
 @pytest.fixture(scope="session")
 def tool() -> PerfAnalyzer:
     """The real perf_analyzer, from the PATH or fetched once."""
-    from benchmarks.perf_analyzer import find_perf_analyzer
+    from benchmarks.load_test.perf_analyzer import find_perf_analyzer
 
     try:
         return find_perf_analyzer()

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load_pages import LoadPage, rendered_pages, write_input_data
-from benchmarks.load_point import DOORS, Load, check_options, measure, percentiles, reason
-from benchmarks.load_profile import Profile, read_profile, read_report
-from benchmarks.load_stages import STAGES
-from benchmarks.overload import burst
-from benchmarks.perf_analyzer import PerfAnalyzer
+from benchmarks.load_test.measure import ENDPOINTS, STAGES, Load, burst, measure, percentiles
+from benchmarks.load_test.pages import LoadPage, rendered_pages, write_input_data
+from benchmarks.load_test.perf_analyzer import (
+    PerfAnalyzer,
+    Profile,
+    check_options,
+    read_profile,
+    read_report,
+    reason,
+)
 from deepseek_ocr_client import ClientSettings, OcrClient, OcrOptions
 from rtprune.errors import EngineError, InvalidInput
 from tests.serving.calls import FREE_OCR
@@ -69,12 +73,12 @@ def near_the_middle(value: float, values: list[float]) -> bool:
 
 @pytest.mark.serving
 @pytest.mark.parametrize("retention", [None, 1.0], ids=["dynamic", "off"])
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_a_point_has_every_request_with_what_the_server_answered(
-    door: str, retention: float | None, load: Load, pages: list[LoadPage], tmp_path: Path
+    endpoint: str, retention: float | None, load: Load, pages: list[LoadPage], tmp_path: Path
 ) -> None:
     chosen = options(retention)
-    point, profile = measure(load, DOORS[door], "some", 2, data_of(tmp_path, pages, chosen))
+    point, profile = measure(load, ENDPOINTS[endpoint], "some", 2, data_of(tmp_path, pages, chosen))
     assert point.error == ""
     assert profile is not None
     assert point.requests == len(profile.requests) > 0
@@ -93,16 +97,16 @@ def test_a_point_has_every_request_with_what_the_server_answered(
     assert set(point.stages) == set(STAGES)
     assert all(use.requests >= point.requests for use in point.stages.values())
     assert point.latency_ms == sorted(point.latency_ms)
-    assert bool(point.first_token_ms) == DOORS[door].streams
+    assert bool(point.first_token_ms) == ENDPOINTS[endpoint].streams
 
 
 @pytest.mark.serving
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_our_times_are_perf_analyzers_own(
-    door: str, load: Load, pages: list[LoadPage], tmp_path: Path
+    endpoint: str, load: Load, pages: list[LoadPage], tmp_path: Path
 ) -> None:
     """Its report has the median in microseconds: of whole answers for streams too, whatever it says of them."""
-    point, profile = measure(load, DOORS[door], "dynamic", 2, data_of(tmp_path, pages, options()))
+    point, profile = measure(load, ENDPOINTS[endpoint], "dynamic", 2, data_of(tmp_path, pages, options()))
     assert profile is not None, point.error
     assert near_the_middle(point.report["p50 latency"] / 1e6, [each.latency for each in profile.requests])
     assert point.pages_per_second == pytest.approx(point.requests / point.seconds, rel=0.2)
@@ -113,18 +117,20 @@ def test_windows_that_are_too_short_for_a_page_are_made_longer(
     load: Load, pages: list[LoadPage], tmp_path: Path
 ) -> None:
     data = data_of(tmp_path, pages, options())
-    point, profile = measure(replace(load, window_ms=20), DOORS["stream"], "dynamic", 2, data)
+    point, profile = measure(replace(load, window_ms=20), ENDPOINTS["stream"], "dynamic", 2, data)
     assert point.error == ""
     assert profile is not None
     assert point.seconds > 3 * 0.02 * 1.3  # longer than asked for, the fifth that it always adds included
 
 
 @pytest.mark.serving
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_a_refused_request_is_the_servers_own_sentence(
-    door: str, load: Load, pages: list[LoadPage], tmp_path: Path
+    endpoint: str, load: Load, pages: list[LoadPage], tmp_path: Path
 ) -> None:
-    point, profile = measure(load, DOORS[door], "dynamic", 1, data_of(tmp_path, pages, options(mode="huge")))
+    point, profile = measure(
+        load, ENDPOINTS[endpoint], "dynamic", 1, data_of(tmp_path, pages, options(mode="huge"))
+    )
     assert profile is None
     assert point.error.startswith("INVALID_ARGUMENT: MODE must be one of tiny,")
     assert not point.full
@@ -136,18 +142,18 @@ def test_a_full_server_is_told_from_a_failing_one(
 ) -> None:
     with OcrClient(small_server.grpc_url, settings=SETTINGS) as client:
         load = load_of(small_server, tool, client)
-        point, profile = measure(load, DOORS["grpc"], "dynamic", 12, data_of(tmp_path, pages, options()))
+        point, profile = measure(load, ENDPOINTS["grpc"], "dynamic", 12, data_of(tmp_path, pages, options()))
     assert profile is None
     assert point.full, point.error
 
 
 @pytest.mark.serving
-@pytest.mark.parametrize("door", ["stream", "http"])
+@pytest.mark.parametrize("endpoint", ["stream", "http"])
 def test_beyond_the_bounds_requests_are_refused_and_the_rest_is_read(
-    door: str, small_server: RunningServer, pages: list[LoadPage]
+    endpoint: str, small_server: RunningServer, pages: list[LoadPage]
 ) -> None:
-    url = small_server.grpc_url if door == "stream" else f"http://{small_server.http_url}"
-    found = burst(url, door, pages, options(), 24, SETTINGS)
+    url = small_server.grpc_url if endpoint == "stream" else f"http://{small_server.http_url}"
+    found = burst(url, endpoint, pages, options(), 24, SETTINGS)
     assert found.failed == 0, found.sentences
     assert found.answered + found.refused == found.sent == 24
     assert found.answered > 0

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load_point import DOORS, Point
-from benchmarks.load_report import cell, markdown, rounded, write
-from benchmarks.load_result import Result
-from benchmarks.load_stages import StageUse, between
-from benchmarks.load_test import levels, main
-from benchmarks.overload import Overload
-from benchmarks.perf_analyzer import PerfAnalyzer
+from benchmarks.load_test.__main__ import levels, main
+from benchmarks.load_test.measure import ENDPOINTS, Overload, Point, StageUse, between
+from benchmarks.load_test.perf_analyzer import PerfAnalyzer
+from benchmarks.load_test.report import Result, cell, markdown, rounded, write
 from rtprune.errors import InvalidInput
 from tests.serving.running import RunningServer, free_ports
 
@@ -38,8 +35,8 @@ def test_a_run_leaves_a_page_a_plot_and_all_numbers(line: list[str], tmp_path: P
     ]
     assert (folder / "load_test.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((folder / "load_test.json").read_text())
-    assert [(each["door"], each["pruning"]) for each in found["points"]] == [
-        (door, pruning) for door in DOORS for pruning in ("dynamic", "off")
+    assert [(each["endpoint"], each["pruning"]) for each in found["points"]] == [
+        (endpoint, pruning) for endpoint in ENDPOINTS for pruning in ("dynamic", "off")
     ]
     assert all(each["requests"] > 0 and each["error"] == "" for each in found["points"])
     assert found["baseline"]["pages_per_second"] > 0
@@ -56,7 +53,7 @@ def test_a_run_leaves_a_page_a_plot_and_all_numbers(line: list[str], tmp_path: P
 @pytest.mark.serving
 def test_pages_and_shares_of_the_users_own(line: list[str], tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    options = ["--input", str(root / "examples" / "page.png"), "--pruning", "0.7", "--doors", "stream"]
+    options = ["--input", str(root / "examples" / "page.png"), "--pruning", "0.7", "--endpoints", "stream"]
     assert (
         main(
             [
@@ -87,9 +84,9 @@ def test_pages_and_shares_of_the_users_own(line: list[str], tmp_path: Path) -> N
     [
         (["--concurrency", "0"], 2, "--concurrency must be numbers from 1 to 1024"),
         (
-            ["--doors", "grpc,back"],
+            ["--endpoints", "grpc,back"],
             2,
-            "--doors takes grpc, http, stream with commas between them, not 'back'",
+            "--endpoints takes grpc, http, stream with commas between them, not 'back'",
         ),
         (["--pruning", "little"], 2, "--pruning takes dynamic, off and shares like 0.7, not 'little'"),
         (["--pruning", "1.5"], 2, "retention must be more than 0 and at most 1"),
@@ -115,7 +112,7 @@ def test_what_is_wrong_is_one_sentence(
 def test_a_server_that_refuses_every_page_leaves_no_results(
     line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--max-tokens", "100000000", "--no-baseline", "--overload", "0", "--doors", "grpc"]
+    options = ["--max-tokens", "100000000", "--no-baseline", "--overload", "0", "--endpoints", "grpc"]
     assert main([*line, *options]) == 1
     assert "Nothing could be measured: INVALID_ARGUMENT: " in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "results").exists()
@@ -133,24 +130,24 @@ def assert_tables_are_whole(page: str) -> None:
         assert cells == width, row
 
 
-def point(door: str, **facts: object) -> Point:
-    made = Point(door, "off", 4)
+def point(endpoint: str, **facts: object) -> Point:
+    made = Point(endpoint, "off", 4)
     for name, value in facts.items():
         setattr(made, name, value)
     return made
 
 
-def measured(door: str) -> Point:
+def measured(endpoint: str) -> Point:
     return point(
-        door,
+        endpoint,
         requests=7,
         pages_per_second=3.5,
         tokens_per_second=200.0,
         latency_ms=[1.0, 2.0, 3.0],
-        first_token_ms=[0.5, 0.6, 0.7] if door == "stream" else [],
+        first_token_ms=[0.5, 0.6, 0.7] if endpoint == "stream" else [],
         visual_tokens=[73.0, 60.0],
         stages={"vision": StageUse(7, 1.5, 20.0, 2.0)},
-        timings_ms={"decoder_queue": 0.1, "decode": 9.0, "first_token": 4.0},
+        timings_ms={"queue": 0.1, "decode": 9.0, "first_token": 4.0},
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks import perf_analyzer
-from benchmarks.perf_analyzer import PerfAnalyzer, find_perf_analyzer
+from benchmarks.load_test import perf_analyzer
+from benchmarks.load_test.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from rtprune.errors import EngineError, Unavailable
 
 
@@ -71,7 +70,7 @@ def test_a_library_with_another_checksum_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.usefixtures("nothing_on_path")
 def test_another_machine_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(Unavailable, match="Linux on x86-64 only"):
         find_perf_analyzer(tmp_path / "cache")
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.load_pages import LoadPage
-from benchmarks.machine import cores
+from benchmarks.load_test.pages import LoadPage
+from benchmarks.measuring import cores
 from rtprune.preprocess.image import decode
 from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings

@@ -1,9 +1,11 @@
-"""Measures one point of a load test: one front door, one way to prune, one number of requests at once."""
+"""Measures: one point of a load test (endpoint, pruning, requests at once) and a burst beyond the server's bounds."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load_profile import TIMINGS, Profile, read_profile, read_report
-from benchmarks.load_stages import StageUse, between, statistics
-from benchmarks.perf_analyzer import PerfAnalyzer
-from deepseek_ocr_client import OcrClient
+from benchmarks.load_test.pages import LoadPage
+from benchmarks.load_test.perf_analyzer import PerfAnalyzer, Profile, read_profile, read_report, reason
+from deepseek_ocr_client import (
+    AsyncOcrClient,
+    ClientError,
+    ClientSettings,
+    OcrClient,
+    OcrOptions,
+    ServerUnavailable,
+)
 from deepseek_ocr_client.settings import STREAM_MODEL, UNARY_MODEL
-from rtprune.errors import InvalidInput, Unavailable
+from rtprune.contract import TIMINGS
+from rtprune.errors import Unavailable
 
+# The decoder isn't among them: it's decoupled and takes a request at once, so Triton counts neither its queue nor its
+# work. What it took stands in the answers' TIMINGS.
+STAGES = ("preprocess", "vision", "rtprune")
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
 PERCENTILES = (50, 95, 99)
 WINDOWS = 3  # perf_analyzer reports the last three windows together
 ANY_VARIATION = (
@@ -26,15 +39,13 @@ ANY_VARIATION = (
 )
 LONGER = 5
 EMPTY = "No valid requests recorded"
-_THREAD = re.compile(r"Thread \[\d+\] had error: (?P<sentence>.+)")
-_ERROR = re.compile(r"^(?:[Ee]rror|\S*perf_analyzer): (?P<sentence>.+)", re.MULTILINE)
-_ENSEMBLES = re.compile(r"^(?:in ensemble '[^']*', )+")
+_REQUEST_ID = re.compile(r"^\[request id: [^]]*\] ")  # Triton's own refusals begin with it
 _FULL = re.compile(r"UNAVAILABLE|[Ee]xceeds maximum queue size")
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """A front door as perf_analyzer reaches it."""
+class Endpoint:
+    """An endpoint as perf_analyzer reaches it."""
 
     name: str
     model: str
@@ -46,12 +57,12 @@ class Door:
         return self.model == STREAM_MODEL
 
 
-DOORS = {
-    door.name: door
-    for door in (
-        Door("grpc", UNARY_MODEL, "grpc"),
-        Door("http", UNARY_MODEL, "http"),
-        Door("stream", STREAM_MODEL, "grpc"),
+ENDPOINTS = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint("grpc", UNARY_MODEL, "grpc"),
+        Endpoint("http", UNARY_MODEL, "http"),
+        Endpoint("stream", STREAM_MODEL, "grpc"),
     )
 }
 
@@ -68,11 +79,21 @@ class Load:
     options: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StageUse:
+    """Means over a stage's requests: milliseconds a request queued and was computed, requests a run of the model."""
+
+    requests: int
+    queue_ms: float
+    compute_ms: float
+    batch: float
+
+
 @dataclass(slots=True)
 class Point:
     """What one point gave. Milliseconds; percentiles are 50, 95 and 99 of the requests that ended in the windows."""
 
-    door: str
+    endpoint: str
     pruning: str
     concurrency: int
     requests: int = 0
@@ -92,7 +113,7 @@ class Point:
 
 
 def measure(
-    load: Load, door: Door, pruning: str, concurrency: int, data: Path
+    load: Load, endpoint: Endpoint, pruning: str, concurrency: int, data: Path
 ) -> tuple[Point, Profile | None]:
     """Run perf_analyzer with the requests in `data`; a point without numbers has the reason in `error`.
 
@@ -104,20 +125,20 @@ def measure(
     """
     for again in range(LONGER + 1):
         windows = replace(load, window_ms=load.window_ms * 2**again)
-        point, profile = _measure_once(windows, door, pruning, concurrency, data)
+        point, profile = _measure_once(windows, endpoint, pruning, concurrency, data)
         if not point.error.startswith(EMPTY):
             break
     return point, profile
 
 
 def _measure_once(
-    load: Load, door: Door, pruning: str, concurrency: int, data: Path
+    load: Load, endpoint: Endpoint, pruning: str, concurrency: int, data: Path
 ) -> tuple[Point, Profile | None]:
-    point = Point(door.name, pruning, concurrency)
+    point = Point(endpoint.name, pruning, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         report, export = Path(folder) / "report.csv", Path(folder) / "profile.json"
-        line = ["-m", door.model, "-u", load.urls[door.protocol], "-i", door.protocol]
-        line += ["--streaming"] if door.streams else []
+        line = ["-m", endpoint.model, "-u", load.urls[endpoint.protocol], "-i", endpoint.protocol]
+        line += ["--streaming"] if endpoint.streams else []
         line += ["--input-data", str(data), "--concurrency-range", f"{concurrency}:{concurrency}"]
         line += ["--measurement-interval", str(load.window_ms), "--max-trials", str(WINDOWS)]
         line += ["--stability-percentage", ANY_VARIATION, "--percentile", "95"]
@@ -142,7 +163,7 @@ def _measure_once(
     if not profile.requests:
         point.error = "No request ended within the measured windows; make them longer."
         return point, None
-    summarise(point, profile, door.streams)
+    summarise(point, profile, endpoint.streams)
     return point, profile
 
 
@@ -170,21 +191,106 @@ def percentiles(seconds: Sequence[float]) -> list[float]:
     return [float(value) for value in found]
 
 
-def reason(said: str) -> str:
-    """perf_analyzer's complaint as one sentence: the server's own where it quotes one."""
-    found = _THREAD.search(said) or _ERROR.search(said)
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("WARNING")]
-    sentence = found["sentence"].strip() if found else (lines[0] if lines else "it said nothing")
-    return _ENSEMBLES.sub("", sentence)
-
-
-def check_options(tool: PerfAnalyzer, options: Sequence[str]) -> None:
-    """Refuse options that perf_analyzer doesn't take, before anything is measured.
+def statistics(client: OcrClient) -> dict[str, Mapping[str, Any]]:
+    """Triton's statistics by model (counts and nanoseconds since the server's start).
 
     Raises:
-        InvalidInput: with its own words.
+        ClientError: no server answers.
     """
-    done = tool.run(["-m", UNARY_MODEL, *options, "--version"], 30)
-    if b"Perf Analyzer Version" not in done.stdout + done.stderr:
-        said = done.stderr.decode(errors="replace")
-        raise InvalidInput(f"perf_analyzer refuses an option: {reason(said).rstrip('.')}.")
+    found = client.call("get_inference_statistics", as_json=True)
+    return {model["name"]: model for model in found["model_stats"]}
+
+
+def between(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> dict[str, StageUse]:
+    """What happened to each stage from one look to the other; stages without a request are left out."""
+    found = {}
+    for stage in STAGES:
+        earlier, later = before.get(stage, {}), after.get(stage, {})
+        requests = _grown(earlier, later, "success", "count")
+        if not requests:
+            continue
+        runs = int(later.get("execution_count", 0)) - int(earlier.get("execution_count", 0))
+        compute = sum(_grown(earlier, later, part, "ns") for part in COMPUTE)
+        queue = _grown(earlier, later, "queue", "ns")
+        found[stage] = StageUse(
+            requests, queue / requests / 1e6, compute / requests / 1e6, requests / max(runs, 1)
+        )
+    return found
+
+
+def _grown(before: Mapping[str, Any], after: Mapping[str, Any], part: str, kind: str) -> int:
+    return _count(after, part, kind) - _count(before, part, kind)
+
+
+def _count(model: Mapping[str, Any], part: str, kind: str) -> int:
+    # JSON out of protobuf: zeros are left out, 64-bit numbers are strings.
+    return int(model.get("inference_stats", {}).get(part, {}).get(kind, 0))
+
+
+@dataclass(slots=True)
+class Overload:
+    """How one burst ended. Milliseconds; percentiles are 50, 95 and 99."""
+
+    endpoint: str
+    sent: int
+    answered: int = 0
+    refused: int = 0  # UNAVAILABLE
+    failed: int = 0  # anything else; it must be none
+    answered_ms: list[float] = field(default_factory=list)
+    refused_ms: list[float] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)  # what the server said, each once
+
+    @property
+    def share_refused(self) -> float:
+        """Refused requests of those that were sent."""
+        return self.refused / self.sent
+
+
+def burst(
+    url: str,
+    endpoint: str,
+    pages: Sequence[LoadPage],
+    options: OcrOptions,
+    count: int,
+    settings: ClientSettings,
+) -> Overload:
+    """Send `count` pages at once to `url` (`http://...`: whole answers; else gRPC streams) and wait for all."""
+    without_retry = replace(settings, retries=0, concurrency=count)
+    return asyncio.run(_burst(url, endpoint, pages, options, count, without_retry))
+
+
+async def _burst(
+    url: str,
+    endpoint: str,
+    pages: Sequence[LoadPage],
+    options: OcrOptions,
+    count: int,
+    settings: ClientSettings,
+) -> Overload:
+    found = Overload(endpoint, count)
+    answered: list[float] = []
+    refused: list[float] = []
+    async with AsyncOcrClient(url, settings=settings) as client:
+
+        async def read(number: int) -> None:
+            started = time.perf_counter()
+            try:
+                await client.read(pages[number % len(pages)].image, options)
+                found.answered += 1
+                answered.append(time.perf_counter() - started)
+            except ClientError as error:
+                sentence = _REQUEST_ID.sub("", str(error))
+                if isinstance(error, ServerUnavailable) and error.answered:
+                    found.refused += 1
+                    refused.append(time.perf_counter() - started)
+                else:
+                    found.failed += 1
+                if sentence not in found.sentences:
+                    found.sentences.append(sentence)
+
+        await asyncio.gather(*(read(number) for number in range(count)))
+    found.answered_ms = percentiles(answered) if answered else []
+    found.refused_ms = percentiles(refused) if refused else []
+    return found

@@ -1,27 +1,38 @@
-"""Finds Triton's perf_analyzer on the PATH (its SDK container), or fetches it into a folder of its own.
+"""Triton's perf_analyzer: found on the PATH (its SDK container) or fetched, run, and what it leaves read.
 
 The fetched one is NVIDIA's binary out of a wheel of tritonclient, with the two libraries that it links to: CUDA's
 runtime out of NVIDIA's wheel, and libb64 out of Debian's archive where the machine has none. Nothing is installed.
+
+Its profile export holds every request that ended inside the measured windows: when it was sent, when each response
+came, and all tensors, raw. Its bytes stand in the JSON as they are, so it's no UTF-8 and is read byte by byte.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rtprune.errors import EngineError, Unavailable
+import numpy as np
+from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.measuring import ROOT
+from deepseek_ocr_client.settings import UNARY_MODEL
+from rtprune.errors import EngineError, InvalidInput, Unavailable
+
 CACHE = ROOT / "build" / "perf_analyzer"
 REQUIREMENTS = Path(__file__).with_suffix(".txt")
 WHEELS = {
@@ -34,6 +45,10 @@ BASE64_PACKAGE = "libb64-0d"
 # SHA-256 of the packages that the fetched binary was tried with.
 BASE64_PACKAGES = {"b0e1d6fde8bdccc18c3884144aede064dc82464dd4777275fa80e74c05583e82": "1.2-5+b1, Debian 12"}
 FETCH_SECONDS = 600
+BYTES = "latin-1"  # one character a byte, both ways
+_THREAD = re.compile(r"Thread \[\d+\] had error: (?P<sentence>.+)")
+_ERROR = re.compile(r"^(?:[Ee]rror|\S*perf_analyzer): (?P<sentence>.+)", re.MULTILINE)
+_ENSEMBLES = re.compile(r"^(?:in ensemble '[^']*', )+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +184,124 @@ def _started(binary: Path, libraries: Path | None) -> PerfAnalyzer:
     if "Perf Analyzer Version" not in said:
         raise Unavailable(f"{binary} doesn't start: {said.splitlines()[-1] if said else 'it said nothing'}.")
     return PerfAnalyzer(binary, libraries, said.split("Version", 1)[1].split()[0])
+
+
+def reason(said: str) -> str:
+    """perf_analyzer's complaint as one sentence: the server's own where it quotes one."""
+    found = _THREAD.search(said) or _ERROR.search(said)
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("WARNING")]
+    sentence = found["sentence"].strip() if found else (lines[0] if lines else "it said nothing")
+    return _ENSEMBLES.sub("", sentence)
+
+
+def check_options(tool: PerfAnalyzer, options: Sequence[str]) -> None:
+    """Refuse options that perf_analyzer doesn't take, before anything is measured.
+
+    Raises:
+        InvalidInput: with its own words.
+    """
+    done = tool.run(["-m", UNARY_MODEL, *options, "--version"], 30)
+    if b"Perf Analyzer Version" not in done.stdout + done.stderr:
+        said = done.stderr.decode(errors="replace")
+        raise InvalidInput(f"perf_analyzer refuses an option: {reason(said).rstrip('.')}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that was answered. Times in seconds of perf_analyzer's clock."""
+
+    image: bytes
+    sent: float
+    first: float  # first response with text: the first token, or a little more of the text
+    last: float  # response with the finish reason
+    first_tokens: int  # output tokens up to the first response
+    visual_tokens: tuple[int, int]  # before pruning, after it
+    output_tokens: int
+    text: str
+    finish_reason: str
+    timings: tuple[float, ...]  # TIMINGS of the contract, seconds
+
+    @property
+    def latency(self) -> float:
+        """Seconds from sending to the whole text."""
+        return self.last - self.sent
+
+    @property
+    def first_latency(self) -> float:
+        """Seconds from sending to the first text."""
+        return self.first - self.sent
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Output tokens a second after the first response, None where everything came in one."""
+        return (
+            (self.output_tokens - self.first_tokens) / (self.last - self.first)
+            if self.last > self.first
+            else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The requests of one measurement and how many seconds its windows lasted."""
+
+    requests: tuple[Request, ...]
+    seconds: float
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile export of one concurrency.
+
+    Raises:
+        EngineError: it isn't what perf_analyzer 2.48 writes for this server's models.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode(BYTES))
+        experiment = content["experiments"][0]
+        bounds = experiment["window_boundaries"]
+        requests = tuple(_request(entry) for entry in experiment["requests"])
+        return Profile(requests, (max(bounds) - min(bounds)) / 1e9)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise EngineError(f"perf_analyzer's profile export can't be read: {error!r}.") from None
+
+
+def read_report(path: Path) -> dict[str, float]:
+    """The one row of the CSV report, latencies in microseconds, columns by perf_analyzer's own names.
+
+    Raises:
+        EngineError: it isn't such a report.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {name: float(value) for name, value in rows[0].items() if name and value}
+    except (OSError, ValueError, IndexError) as error:
+        raise EngineError(f"perf_analyzer's report can't be read: {error!r}.") from None
+
+
+def _request(entry: Mapping[str, Any]) -> Request:
+    answers = [
+        (stamp / 1e9, outputs)
+        for stamp, outputs in zip(entry["response_timestamps"], entry["response_outputs"], strict=True)
+        if outputs.get("TOKENS")  # a stream ends with an empty response
+    ]
+    first, last = answers[0], answers[-1]
+    tokens = [_numbers(outputs["TOKENS"], "<i4") for _, outputs in answers]
+    text = "".join(outputs.get("TEXT", "") for _, outputs in answers).encode(BYTES).decode()
+    length = int(_numbers(last[1]["TEXT_LENGTH"], "<i4")[0])
+    return Request(
+        image=entry["request_inputs"]["IMAGE"].encode(BYTES),
+        sent=entry["timestamp"] / 1e9,
+        first=first[0],
+        last=last[0],
+        first_tokens=int(tokens[0][2]),
+        visual_tokens=(int(tokens[-1][0]), int(tokens[-1][1])),
+        output_tokens=int(tokens[-1][2]),
+        text=text[:length],
+        finish_reason=last[1]["FINISH_REASON"],
+        timings=tuple(float(value) for value in _numbers(last[1]["TIMINGS"], "<f4")),
+    )
+
+
+def _numbers(written: str, kind: str) -> NDArray[Any]:
+    return np.frombuffer(written.encode(BYTES), kind)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 
 import psutil
 
-from benchmarks.load_pages import LoadPage
-from benchmarks.load_point import WINDOWS
-from benchmarks.machine import cores, cpu_name
+from benchmarks.load_test.measure import WINDOWS
+from benchmarks.load_test.pages import LoadPage
+from benchmarks.measuring import ROOT, load_average, machine, versions
 from rtprune.errors import OcrError
 from rtprune.manifest import Manifest
 
-REFERENCE = Path(__file__).resolve().parent.parent / "training" / "checkpoint"
+REFERENCE = ROOT / "training" / "checkpoint"
 PACKAGES = ("tritonclient", "onnxruntime", "torch", "transformers", "numpy")
 BUSY = 25.0  # per cent of the processor that other programs may use before the page warns
 WARNING = (
@@ -37,7 +35,6 @@ def conditions(
 
     `line`: the arguments as they were given. `server`, `tool`: versions of Triton and of perf_analyzer.
     """
-    packages = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _installed(name)))
     started = time.strftime("%Y-%m-%d %H:%M %Z")
     found = {
         "Command": f"`{shlex.join(['python', '-m', 'benchmarks.load_test', *line])}`, {started}",
@@ -46,9 +43,9 @@ def conditions(
         "Pages": _pages(args, pages),
         "Measurement": f"closed loop; for each point {WINDOWS} windows of {args.window:g} s (perf_analyzer makes them "
         "up to a fifth longer, and they are doubled where no request ended in one), reported together however they "
-        "vary. Doors and prunings take turns at each number of "
+        "vary. Endpoints and prunings take turns at each number of "
         "requests at once",
-        "Versions": f"Triton {server}, perf_analyzer {tool}, Python {platform.python_version()}, {packages}",
+        "Versions": f"Triton {server}, perf_analyzer {tool}, {versions(*PACKAGES)}",
         "Settings": _settings(),
     }
     if args.options:
@@ -58,10 +55,9 @@ def conditions(
 
 def _machine() -> str:
     busy = psutil.cpu_percent(interval=1.0)
-    load = f"load average {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
     memory = psutil.virtual_memory().total / 2**30
     found = (
-        f"{cpu_name()}, {cores()} cores, {memory:.0f} GiB; {load}{busy:.0f} % of the processor busy in the second "
+        f"{machine()}, {memory:.0f} GiB{load_average()}, {busy:.0f} % of the processor busy in the second "
         "before the first request"
     )
     return found if busy < BUSY else found + WARNING
@@ -101,10 +97,3 @@ def _settings() -> str:
         if name.startswith(("RTPRUNE_", "OCR_")) and not name.endswith(OF_NO_EFFECT)
     }
     return ", ".join(f"{name}={value}" for name, value in chosen.items()) or "all defaults"
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.load_test --grpc-url HOST:8001 --http-url HOST:8000 --input scans/ --mode base
 
-Both front doors, every number of requests at once, with pruning and without, in turns; beside them, in the same run,
+Every endpoint, every number of requests at once, with pruning and without, in turns; beside them, in the same run,
 one process of transformers without a server over the same pages, and a burst beyond the server's bounds. Writes
 load_test.md, .json and .png. Options after `--` go to perf_analyzer as they are.
 """
@@ -10,6 +10,7 @@ load_test.md, .json and .png. Options after `--` go to perf_analyzer as they are
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,14 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.load_conditions import REFERENCE, conditions
-from benchmarks.load_pages import LoadPage, pages_of, rendered_pages, write_input_data
-from benchmarks.load_point import DOORS, WINDOWS, Load, check_options, measure, percentiles
-from benchmarks.load_report import write
-from benchmarks.load_result import DOOR_NAMES, Result
+from benchmarks.load_test.conditions import REFERENCE, conditions
+from benchmarks.load_test.measure import ENDPOINTS, WINDOWS, Load, burst, measure, percentiles
+from benchmarks.load_test.pages import LoadPage, pages_of, rendered_pages, write_input_data
+from benchmarks.load_test.perf_analyzer import check_options, find_perf_analyzer
+from benchmarks.load_test.report import ENDPOINT_NAMES, Result, write
+from benchmarks.measuring import RESULTS
 from benchmarks.omnidocbench import parse_retentions
-from benchmarks.overload import burst
-from benchmarks.perf_analyzer import find_perf_analyzer
 from deepseek_ocr_client import ClientError, ClientSettings, InvalidRequest, OcrClient, OcrOptions
 from deepseek_ocr_client.images import encode_image
 from deepseek_ocr_client.settings import MODES, PROMPTS
@@ -32,9 +32,8 @@ from rtprune.errors import InvalidInput, OcrError
 from server.launcher.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from benchmarks.baseline import Baseline, BaselineRun
+    from benchmarks.load_test.baseline import Baseline, BaselineRun
 
-ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 60.0  # perf_analyzer's start, and the requests that its windows leave open
 SEED = 8_000_000
 
@@ -47,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--grpc-url", default=f"127.0.0.1:{server.grpc_port}", metavar="HOST:PORT")
     parser.add_argument("--http-url", default=f"127.0.0.1:{server.http_port}", metavar="HOST:PORT")
-    parser.add_argument("--doors", default=",".join(DOORS), help="default %(default)s")
+    parser.add_argument("--endpoints", "--doors", default=",".join(ENDPOINTS), help="default %(default)s")
     parser.add_argument("--concurrency", default="1,2,4,8,16", help="requests at once; default %(default)s")
     parser.add_argument("--pruning", default="dynamic,off", help="dynamic, off, shares; default %(default)s")
     parser.add_argument("--mode", choices=MODES, default="tiny", help="default %(default)s")
@@ -72,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--engines", type=Path, default=server.engines, help="named in the report where it's here"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="further options of perf_analyzer")
     return parser.parse_args(arguments)
 
@@ -91,16 +90,18 @@ def levels(written: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def chosen_doors(written: str) -> list[str]:
-    """`grpc,stream` -> names of front doors.
+def chosen_endpoints(written: str) -> list[str]:
+    """`grpc,stream` -> names of endpoints.
 
     Raises:
         InvalidInput: one is unknown.
     """
     names = [word.strip() for word in written.split(",")]
     for name in names:
-        if name not in DOORS:
-            raise InvalidInput(f"--doors takes {', '.join(DOORS)} with commas between them, not {name!r}.")
+        if name not in ENDPOINTS:
+            raise InvalidInput(
+                f"--endpoints takes {', '.join(ENDPOINTS)} with commas between them, not {name!r}."
+            )
     return names
 
 
@@ -136,7 +137,11 @@ def run(args: argparse.Namespace, line: Sequence[str]) -> Result:
         OcrError, ClientError: with a sentence that says what is wrong.
     """
     settings = replace(ClientSettings.from_env(), url=args.grpc_url)
-    wanted, doors, retentions = levels(args.concurrency), chosen_doors(args.doors), prunings(args.pruning)
+    wanted, endpoints, retentions = (
+        levels(args.concurrency),
+        chosen_endpoints(args.endpoints),
+        prunings(args.pruning),
+    )
     if args.window <= 0 or args.pages < 1 or args.overload < 0:
         raise InvalidInput("--window and --pages must be more than 0, --overload 0 or more.")
     base = OcrOptions(args.mode, PROMPTS.get(args.prompt, args.prompt), max_tokens=args.max_tokens)
@@ -165,19 +170,15 @@ def run(args: argparse.Namespace, line: Sequence[str]) -> Result:
         if first is not None:
             images = [encode_image(page.image, settings) for page in pages]
             texts = dict(zip(images, first[1].texts, strict=True))
-        for concurrency in wanted:
-            for door in doors:
-                for pruning, path in data.items():
-                    point, profile = measure(load, DOORS[door], pruning, concurrency, path)
-                    result.points.append(point)
-                    numbers = f"{point.pages_per_second:.2f} pages/s"
-                    say(
-                        f"{DOOR_NAMES[door]}, pruning {pruning}, {concurrency} at once: {point.error or numbers}"
-                    )
-                    same = result.agreement.setdefault(pruning, [0, 0])
-                    for request in profile.requests if profile and texts else ():
-                        same[0] += texts.get(request.image) == request.text
-                        same[1] += 1
+        for concurrency, endpoint, (pruning, path) in itertools.product(wanted, endpoints, data.items()):
+            point, profile = measure(load, ENDPOINTS[endpoint], pruning, concurrency, path)
+            result.points.append(point)
+            numbers = point.error or f"{point.pages_per_second:.2f} pages/s"
+            say(f"{ENDPOINT_NAMES[endpoint]}, pruning {pruning}, {concurrency} at once: {numbers}")
+            same = result.agreement.setdefault(pruning, [0, 0])
+            for request in profile.requests if profile and texts else ():
+                same[0] += texts.get(request.image) == request.text
+                same[1] += 1
         if first is not None:
             say("transformers again ...")
             result.baseline = together([first[1], first[0].run(pages)], first[0])
@@ -185,11 +186,11 @@ def run(args: argparse.Namespace, line: Sequence[str]) -> Result:
             write(
                 result, args.output
             )  # the burst may be more than the server bears: what is measured is kept
-        for door in ("stream", "http") if args.overload else ():
-            say(f"{args.overload} pages in one moment, {DOOR_NAMES[door]} ...")
-            url = args.grpc_url if door == "stream" else f"http://{args.http_url}"
+        for endpoint in ("stream", "http") if args.overload else ():
+            say(f"{args.overload} pages in one moment, {ENDPOINT_NAMES[endpoint]} ...")
+            url = args.grpc_url if endpoint == "stream" else f"http://{args.http_url}"
             result.overloads.append(
-                burst(url, door, pages, next(iter(options.values())), args.overload, settings)
+                burst(url, endpoint, pages, next(iter(options.values())), args.overload, settings)
             )
     return result
 
@@ -208,7 +209,7 @@ def baseline(
             f"{args.checkpoint} is no checkpoint; name one with --checkpoint, or give --no-baseline."
         )
     try:
-        from benchmarks.baseline import Baseline
+        from benchmarks.load_test.baseline import Baseline
     except ImportError as error:
         raise InvalidInput(
             f"The baseline needs {error.name}, which is not installed; or give --no-baseline."
