@@ -64,6 +64,7 @@ class EngineCase:
 
     open: Callable[[Path, int, int], AbstractContextManager[Engine]]
     takes_positions: bool  # with gaps
+    frees_first: bool  # gives memory back before a request's last output
     closed: str  # sentence of the requests that closing ends
     refused: str  # sentence of a request that comes later
 
@@ -75,8 +76,10 @@ class EngineCase:
 
 
 CASES = {
-    "torch": EngineCase(torch_engine, True, "The decoder was shut down.", "The decoder is shutting down."),
-    "trtllm": EngineCase(trtllm_engine, False, "The decoder was closed.", "The decoder is closed."),
+    "torch": EngineCase(
+        torch_engine, True, True, "The decoder was shut down.", "The decoder is shutting down."
+    ),
+    "trtllm": EngineCase(trtllm_engine, False, False, "The decoder was closed.", "The decoder is closed."),
 }
 
 

@@ -126,7 +126,9 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for request in self.every:
             assert request.ended.wait(PATIENCE)
-        assert_idle(self.engine)
+        stats = self.engine.stats()
+        assert (stats.running, stats.waiting) == (0, 0)
+        assert_idle(self.engine, self.case)
         self._started.close()
         for request in self.every:
             (reason,) = request.reasons
