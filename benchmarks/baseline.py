@@ -90,7 +90,7 @@ class Baseline:
     @torch.inference_mode()
     def _read(self, image: bytes) -> tuple[str, int]:
         views = make_views(decode(image, self.settings), self.mode, self.settings)
-        inputs = model_inputs(views, self.mode, self.tokenizer, self.prompt)
+        inputs = model_inputs([views], self.mode, self.tokenizer, self.prompt)
         output = self.model.generate(
             **inputs,
             do_sample=False,

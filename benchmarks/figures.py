@@ -25,7 +25,7 @@ from rtprune.preprocess.image import decode
 from rtprune.preprocess.views import make_views
 from rtprune.pruning.visualize import draw_pruning, heat_colours
 from rtprune.settings import Settings
-from rtprune.vision.stage import VisionStage
+from rtprune.vision.encoder import VisionEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings(engines=arguments.engines)
     views = make_views(decode(arguments.page.read_bytes(), settings), arguments.mode, settings)
-    stage = VisionStage.open(Manifest.load(arguments.engines), settings)
+    stage = VisionEncoder.open(Manifest.load(arguments.engines), settings)
     tokens = stage.encode_pages([(views.global_view, views.tiles, views.tile_grid)])[0]
     stage.close()
     if isinstance(tokens, Exception):

@@ -37,7 +37,7 @@ def conditions(
 
     `line`: the arguments as they were given. `server`, `tool`: versions of Triton and of perf_analyzer.
     """
-    packages = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name)))
+    packages = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _installed(name)))
     started = time.strftime("%Y-%m-%d %H:%M %Z")
     found = {
         "Command": f"`{shlex.join(['python', '-m', 'benchmarks.load_test', *line])}`, {started}",

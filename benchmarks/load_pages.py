@@ -35,7 +35,7 @@ class LoadPage:
 def rendered_pages(mode: str, count: int, seed: int) -> list[LoadPage]:
     """Different pages that the reference checkpoint reads in `mode`, filled to the last line, held-out words."""
     from training.evaluate import RECIPE, page_size
-    from training.page import random_page
+    from training.synthetic_page import random_page
 
     generator = np.random.default_rng([seed, list(MODES).index(mode)])
     recipe = replace(RECIPE, fill=1.0, narrow=0.0)

@@ -36,11 +36,11 @@ from rtprune.manifest import Manifest
 from rtprune.modes import MODES
 from rtprune.preprocess.views import make_views
 from rtprune.settings import Settings
-from rtprune.vision.stage import VisionStage
+from rtprune.vision.encoder import VisionEncoder
 from training.evaluate import RECIPE, SEED, SHIPPED, page_size
 from training.model import SHARD
-from training.page import random_page
-from training.targets import FREE
+from training.synthetic_page import random_page
+from training.tokenizer import FREE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -106,7 +106,7 @@ class Reader:
         self.manifest = Manifest.load(engines)
         if hashlib.sha256((SHIPPED / SHARD).read_bytes()).hexdigest() not in self.manifest.sources.values():
             raise SystemExit(f"{engines} was not exported from the reference checkpoint; run `make engines`.")
-        self.vision = VisionStage.open(self.manifest, self.settings)
+        self.vision = VisionEncoder.open(self.manifest, self.settings)
         self.writer = PromptWriter.open(self.manifest, self.settings)
         self.engine: Engine = open_engine(self.manifest, self.settings)
         self.tokenizer = Tokenizer.from_file(str(self.manifest.tokenizer))

@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Threads that spin while they wait take cores from whatever else runs here. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from export.pipeline import only_one, run
+        from export.pipeline import run
+        from export.store import only_one
 
         job = job_of(options)
         with only_one(job):

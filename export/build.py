@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.store import atomic
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import sha256_of
 from rtprune.vision.engines.base import INPUT
@@ -162,17 +162,11 @@ def build_decoder(
 def write_atomically(path: Path, content: bytes) -> None:
     """Write bytes so that `path` holds all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with atomic(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise EngineError(f"{path} couldn't be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, old: Path) -> None:

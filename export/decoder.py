@@ -11,7 +11,7 @@ from export.family import DECODER_PREFIXES
 from export.job import AUTO_FP32_BYTES, Job
 from export.progress import bar
 from export.sources import Sources
-from export.steps import code_and_versions
+from export.store import code_and_versions
 
 WEIGHTS = "model.safetensors"
 CODE = ("decoder.py", "safetensors_writer.py")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from export.published import tensors
+from export.hf_tensors import tensors
 from rtprune.decoder import special_tokens
 from rtprune.errors import InvalidInput
 

@@ -10,10 +10,10 @@ from typing import Any
 from export.build import KEY_FILE, BatchProfile, DecoderBuild, build_decoder, build_vision, machine
 from export.family import DECODER_PREFIXES
 from export.job import Job
+from export.manifests import manifest_of
 from export.progress import bar, say
-from export.publish import manifest_of
 from export.sources import Sources
-from export.steps import Done, Step, code_and_versions, link_or_copy, read_done
+from export.store import Done, Step, code_and_versions, link_or_copy, read_done
 from export.vision import WEIGHTS as VISION_WEIGHTS
 from export.vision import graph_name
 from rtprune.errors import InvalidInput

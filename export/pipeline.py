@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.decoder import CpuDecoder
 from export.gpu import BUILT, CHECKPOINT, GRAPHS, TrtllmCheckpoint, gpu_manifest, stage
 from export.job import FACTS, Job
+from export.manifests import cpu_manifest
 from export.progress import say
-from export.publish import cpu_manifest, publish
 from export.references import FOLDER as REFERENCES
 from export.references import References
 from export.resources import require_disk, require_memory
 from export.sources import CACHE, Sources
-from export.steps import ONE_NAME, Done, Step, code_and_versions, digest, read_done, run_step, write_json
+from export.store import (
+    ONE_NAME,
+    Done,
+    Step,
+    code_and_versions,
+    digest,
+    read_done,
+    run_step,
+    swap,
+    write_json,
+)
 from export.tokens import Tokens
 from export.verify import CODE as VERIFY_CODE
 from export.verify import memory_needed, verify_cpu
@@ -84,7 +92,7 @@ def run(job: Job, command: str) -> None:
         )
         return
     if command in ("verify", "all"):
-        verify_and_publish(job, sources)
+        verify_and_swap(job, sources)
 
 
 def build(job: Job, sources: Sources) -> None:
@@ -98,7 +106,7 @@ def build(job: Job, sources: Sources) -> None:
         run_step(step, job, sources)
 
 
-def verify_and_publish(job: Job, sources: Sources) -> None:
+def verify_and_swap(job: Job, sources: Sources) -> None:
     """Verify what is staged and let it become the engines in use; with nothing staged, verify those."""
     trust = job.target == "gpu"
     done = _done(job, sources, staged=True, trust=trust)
@@ -114,7 +122,7 @@ def verify_and_publish(job: Job, sources: Sources) -> None:
     checks = verify_cpu(root, job, sources) if job.target == "cpu" else verify_engines(root)
     if done is not None:
         write_json(root / REPORT, {"key": _verify_key(done), "checks": checks})
-        publish(job, {MANIFEST, REPORT, CACHE, FACTS, *done})
+        swap(job, {MANIFEST, REPORT, CACHE, FACTS, *done})
         say(f"{job.output}: ready")
 
 
@@ -173,16 +181,3 @@ def _check_room(job: Job, sources: Sources, steps: Sequence[Step]) -> None:
         copied = [file.bytes for file in done.files if file.path.endswith(ONE_NAME)] if done else []
         needed += sum(copied) if done else step.bytes_needed(job, sources)
     require_disk(job.output, needed)
-
-
-@contextmanager
-def only_one(job: Job) -> Iterator[None]:
-    """Wait until no other export writes to the same output."""
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    with job.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another export to {job.output}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,7 +12,7 @@ from export.job import Job
 from export.progress import bar
 from export.resources import require_memory
 from export.sources import Sources
-from export.steps import code_and_versions
+from export.store import code_and_versions
 from rtprune.decoder import special_tokens
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _reference(
     from export.torch_reference import content_tokens
     from rtprune.decoder.prompt import PromptWriter
     from rtprune.settings import Settings
-    from rtprune.vision.sequence import arrange
+    from rtprune.vision.sequence import token_sequence
 
     decoder = sources.checkpoint.architecture.decoder
     tokenizer = Tokenizer.from_file(str(sources.checkpoint.folder / "tokenizer.json"))
@@ -100,7 +100,7 @@ def _reference(
         context_length=decoder.max_position_embeddings,
         settings=Settings(),
     )
-    visual = arrange(
+    visual = token_sequence(
         content_tokens(model.model, image[None])[0],
         np.empty((0, 0, decoder.hidden_size), np.float32),
         (0, 0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from export.store import atomic
 from rtprune.errors import EngineError, InvalidInput
 
 # Names of the safetensors format, https://github.com/huggingface/safetensors#format
@@ -70,10 +70,9 @@ def write_safetensors(
     header = _header(tensors, metadata)
     total = len(header) + sum(spec.bytes for spec in tensors.values())
     require_space(path.parent, total)
-    partial = path.with_name(path.name + ".partial")
     digest = hashlib.sha256(header)
     try:
-        with partial.open("wb") as file:
+        with atomic(path) as file:
             file.write(header)
             for name, spec in tensors.items():
                 written = 0
@@ -87,13 +86,8 @@ def write_safetensors(
                     raise EngineError(f"Tensor {name!r} has {written} bytes, its header says {spec.bytes}.")
                 if on_tensor is not None:
                     on_tensor(name, written)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise EngineError(f"{path} couldn't be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return WrittenFile(path, total, digest.hexdigest())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from export.family import NEWLINE, SEPARATOR
 from export.job import Job
 from export.sources import Sources
-from export.steps import code_and_versions
+from export.store import code_and_versions
 
 VISUAL_TOKENS = "visual_tokens.safetensors"
 TOKENIZER = "tokenizer.json"

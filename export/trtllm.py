@@ -16,8 +16,6 @@ refuses experts.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from export.safetensors_writer import TensorSpec, WrittenFile, write_safetensors
+from export.store import write_json
 from rtprune.errors import InvalidInput
 
 Precision = Literal["float16", "bfloat16"]
@@ -109,7 +108,7 @@ class DecoderShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TrtllmTensor:
     """One tensor of the TensorRT-LLM checkpoint: its sources, stacked along the rows in this order."""
 
     name: str
@@ -118,11 +117,11 @@ class Target:
     sources: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def layout(shape: DecoderShape, dtype: torch.dtype) -> Iterator[Target]:
+def layout(shape: DecoderShape, dtype: torch.dtype) -> Iterator[TrtllmTensor]:
     """Every tensor of the checkpoint with the source tensors that it is made of and their shapes."""
 
-    def target(name: str, size: tuple[int, ...], *sources: tuple[str, tuple[int, ...]]) -> Target:
-        return Target(name, size, dtype, sources)
+    def target(name: str, size: tuple[int, ...], *sources: tuple[str, tuple[int, ...]]) -> TrtllmTensor:
+        return TrtllmTensor(name, size, dtype, sources)
 
     h, vocabulary = shape.hidden, (shape.vocabulary, shape.hidden)
     kv = shape.hidden // shape.heads * shape.kv_heads
@@ -150,21 +149,21 @@ def layout(shape: DecoderShape, dtype: torch.dtype) -> Iterator[Target]:
     yield target("lm_head.weight", vocabulary, ("lm_head.weight", vocabulary))
 
 
-def _experts(shape: DecoderShape, dtype: torch.dtype, to: str, of: str) -> Iterator[Target]:
+def _experts(shape: DecoderShape, dtype: torch.dtype, to: str, of: str) -> Iterator[TrtllmTensor]:
     h, i, e = shape.hidden, shape.expert_intermediate, shape.experts
     router = ((f"{of}gate.weight", (e, h)),)
-    yield Target(f"{to}router.weight", (e, h), torch.float32, router)
+    yield TrtllmTensor(f"{to}router.weight", (e, h), torch.float32, router)
     up_gate = tuple(
         (f"{of}experts.{n}.{half}_proj.weight", (i, h)) for n in range(e) for half in ("up", "gate")
     )
-    yield Target(f"{to}fc.weight", (e, 2 * i, h), dtype, up_gate)
+    yield TrtllmTensor(f"{to}fc.weight", (e, 2 * i, h), dtype, up_gate)
     down = tuple((f"{of}experts.{n}.down_proj.weight", (h, i)) for n in range(e))
-    yield Target(f"{to}proj.weight", (e, h, i), dtype, down)
+    yield TrtllmTensor(f"{to}proj.weight", (e, h, i), dtype, down)
     s = shape.shared_experts * i
     shared = tuple((f"{of}shared_experts.{half}_proj.weight", (s, h)) for half in ("up", "gate"))
-    yield Target(f"{to}shared_expert.fc.weight", (2 * s, h), dtype, shared)
+    yield TrtllmTensor(f"{to}shared_expert.fc.weight", (2 * s, h), dtype, shared)
     down = ((f"{of}shared_experts.down_proj.weight", (h, s)),)
-    yield Target(f"{to}shared_expert.proj.weight", (h, s), dtype, down)
+    yield TrtllmTensor(f"{to}shared_expert.proj.weight", (h, s), dtype, down)
 
 
 def checkpoint_config(
@@ -238,7 +237,7 @@ def convert(
     # The weights go before their configuration changes: no crash leaves a pair that doesn't belong together.
     weights = output / "rank0.safetensors"
     weights.unlink(missing_ok=True)
-    _replace(output / "config.json", json.dumps(written_config, indent=2) + "\n")
+    write_json(output / "config.json", written_config)
 
     def parts(name: str) -> Iterator[torch.Tensor]:
         for key, _ in targets[name].sources:
@@ -250,7 +249,7 @@ def convert(
     return write_safetensors(weights, specs, parts, metadata={"format": "pt"}, on_tensor=on_tensor)
 
 
-def check_tensors(source: TensorSource, targets: Iterable[Target], ignored: tuple[str, ...]) -> None:
+def check_tensors(source: TensorSource, targets: Iterable[TrtllmTensor], ignored: tuple[str, ...]) -> None:
     """Raise InvalidInput unless the source holds exactly the tensors that `targets` are made of."""
     wanted = {key: shape for target in targets for key, shape in target.sources}
     found = {key for key in source.keys() if not key.startswith(ignored)}  # noqa: SIM118 - not a mapping
@@ -307,12 +306,3 @@ def _fixed_properties(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any
         yield "layer_types", list(config["layer_types"]), ["full_attention"] * layers
     rope = config.get("rope_parameters") or {}
     yield "rope_type", rope.get("rope_type", "default"), "default"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

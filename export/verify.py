@@ -104,7 +104,7 @@ def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: N
 
 
 def _layout_tokens(manifest: Manifest, sources: Sources) -> Check:
-    from rtprune.vision.stage import load_visual_tokens
+    from rtprune.vision.encoder import load_visual_tokens
 
     found = np.stack(load_visual_tokens(manifest))
     expected = np.stack([sources.checkpoint.read(name).float().numpy() for name in (NEWLINE, SEPARATOR)])

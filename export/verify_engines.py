@@ -20,7 +20,7 @@ from rtprune.decoder.special_tokens import EOS
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest
 from rtprune.settings import Settings
-from rtprune.vision.engines.base import open_engine
+from rtprune.vision.engines import open_engine
 
 MARGIN = {"fp32": 1e-2, "fp16": 0.25, "bf16": 0.5, "int8": 1.0}
 """How close, in logits, the reference's first two choices must be for an engine to take the second one."""

@@ -8,7 +8,7 @@ from typing import Any
 from export.job import Job
 from export.progress import bar
 from export.sources import Sources
-from export.steps import code_and_versions
+from export.store import code_and_versions
 
 CODE = ("vision.py", "vision_graph.py", "onnx_graph.py", "position_tables.py")
 WEIGHTS = "vision.weights"

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PATCH = 16
-BLOCK = 64
-"""Pixels per side that one visual token covers: patch 16, then 4x4 patches to one token."""
-
-SAM = {
+SAM: dict[str, Any] = {
     "width": 64,
     "layers": 3,
     "heads": 2,
@@ -21,7 +17,7 @@ SAM = {
 CLIP = {"width": 128, "layers": 3, "heads": 4, "image_size": 224, "patch_size": 14}
 """Published: 1024 wide, 24 layers, 16 heads. The last of `downsample_channels` must equal this width."""
 
-YOUNG_DECODER = {
+INITIAL_DECODER = {
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -34,9 +30,9 @@ YOUNG_DECODER = {
     "first_k_dense_replace": 1,
     "max_position_embeddings": 8192,
 }
-"""What training starts with, before `grow` puts two layers of counters in front."""
+"""What training starts with, before `grow` puts two counting layers in front."""
 
-DECODER = YOUNG_DECODER | {
+DECODER = INITIAL_DECODER | {
     "hidden_size": 160,
     "num_hidden_layers": 8,
     "num_attention_heads": 5,
@@ -45,12 +41,12 @@ DECODER = YOUNG_DECODER | {
 """What ships. Published: hidden 1280, 12 layers, 10 heads, dense 6848, experts 64 x 896, top-6, 2 shared."""
 
 
-def published_config(
+def checkpoint_config(
     vocab_size: int, dtype: str = "bfloat16", decoder: dict[str, int] = DECODER
 ) -> dict[str, Any]:
     """Build the reference checkpoint's `config.json` with the fields that deepseek-ai/DeepSeek-OCR publishes.
 
-    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type; `decoder` is `DECODER` or its young form.
+    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type; `decoder` is `DECODER` or `INITIAL_DECODER`.
     """
     language = {
         "architectures": ["DeepseekV2ForCausalLM"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from rtprune.modes import BLOCK, MODES, TILE_SIDE
 from rtprune.preprocess.views import Views, make_views
 from rtprune.settings import Settings
 from training.model import load_checkpoint
-from training.page import Page, Recipe, random_page
-from training.targets import FREE, GROUNDED
-from training.tokenizer import EOS, IMAGE, token_id
+from training.synthetic_page import Recipe, SyntheticPage, random_page
+from training.tokenizer import EOS, FREE, GROUNDED, IMAGE, token_id
 
 SHIPPED = Path(__file__).parent / "checkpoint"
 SEED = 20_260_000
 """Far from every training seed; the words are the held-out tenth of the vocabulary."""
 RECIPE = Recipe(margin=2, noise=0.15, held_out=True)
+BATCH = 8
+"""Most pages that are read together."""
 TILE_GRIDS = ((2, 2), (2, 3), (3, 2))
 HEADER = re.compile(r"<\|ref\|>([^<]*)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>\n")
 
@@ -53,7 +55,7 @@ class Score:
         """Mean intersection over union of the blocks' boxes; a missing block counts 0."""
         return self.overlap / max(1, self.blocks)
 
-    def add(self, page: Page, read: str, grounded: bool) -> None:
+    def add(self, page: SyntheticPage, read: str, grounded: bool) -> None:
         """Compare what was read with the page's truth."""
         if grounded:
             boxes = [tuple(map(int, found.groups()[1:])) for found in HEADER.finditer(read)]
@@ -110,12 +112,12 @@ def evaluate(
     seed: int = SEED,
     show: bool = False,
 ) -> Score:
-    """Read `pages` random pages of `mode` one by one and score them."""
+    """Read `pages` random pages of `mode` and score them."""
     generator = np.random.default_rng([seed, list(MODES).index(mode)])
     score = Score()
-    for _ in range(pages):
-        page = random_page(generator, page_size(generator, mode), recipe)
-        read = read_page(model, tokenizer, page, mode, GROUNDED if grounded else FREE)
+    drawn = [random_page(generator, page_size(generator, mode), recipe) for _ in range(pages)]
+    texts = read_pages(model, tokenizer, drawn, mode, GROUNDED if grounded else FREE)
+    for page, read in zip(drawn, texts, strict=True):
         before = score.errors
         score.add(page, read, grounded)
         if show and score.errors > before:
@@ -135,43 +137,56 @@ def page_size(generator: np.random.Generator, mode: str) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def read_page(
+def read_pages(
     model: UnlimitedOcrForConditionalGeneration,
     tokenizer: Tokenizer,
-    page: Page,
+    pages: Sequence[SyntheticPage],
     mode: str,
     prompt: str,
     max_tokens: int = 3000,
-) -> str:
-    """Read a page greedily with transformers, preprocessed as the server does it; tags stay in the text."""
-    views = make_views(page.image(), mode, Settings())
-    inputs = model_inputs(views, mode, tokenizer, prompt)
-    limit = min(max_tokens, 2 * len(page.text.encode()) + 60 * (len(page.blocks) + 1))
-    end = token_id(tokenizer, EOS)
+) -> list[str]:
+    """Read pages greedily with transformers, preprocessed as the server does it; tags stay in the text.
+
+    Pages of the same tile grid have equally long prompts and are read together, up to `BATCH` at once.
+    """
+    settings, end, texts = Settings(), token_id(tokenizer, EOS), [""] * len(pages)
+    views = [make_views(page.image(), mode, settings) for page in pages]
+    limits = [min(max_tokens, 2 * len(p.text.encode()) + 60 * (len(p.blocks) + 1)) for p in pages]
     reader: Any = model
-    output: torch.Tensor = reader.generate(
-        **inputs, do_sample=False, max_new_tokens=limit, eos_token_id=end, pad_token_id=end
-    )
-    ids = output[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokenizer.decode([i for i in ids if i != end], skip_special_tokens=False)
+    for grid in sorted({each.tile_grid for each in views}):
+        group = [index for index, each in enumerate(views) if each.tile_grid == grid]
+        for part in (group[start : start + BATCH] for start in range(0, len(group), BATCH)):
+            inputs = model_inputs([views[index] for index in part], mode, tokenizer, prompt)
+            limit = max(limits[index] for index in part)
+            output: torch.Tensor = reader.generate(
+                **inputs, do_sample=False, max_new_tokens=limit, eos_token_id=end, pad_token_id=end
+            )
+            for index, ids in zip(part, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                kept = [i for i in ids[: limits[index]] if i != end]
+                texts[index] = tokenizer.decode(kept, skip_special_tokens=False)
+    return texts
 
 
-def model_inputs(views: Views, mode: str, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
-    """Turn views and prompt into the inputs of transformers' model: BOS, a placeholder a visual token, the text."""
-    grid = views.tile_grid if len(views.tiles) else (0, 0)
+def model_inputs(pages: Sequence[Views], mode: str, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
+    """Turn pages of one tile grid and a prompt into the inputs of transformers' model.
+
+    Each row is BOS, a placeholder for each visual token, the prompt's text.
+    """
+    count, tiles = len(pages), len(pages[0].tiles)
+    grid = pages[0].tile_grid if tiles else (0, 0)
     visual = TokenLayout.of(mode, grid).length
     text = tokenizer.encode(prompt.removeprefix(IMAGE)).ids
-    ids = torch.tensor([[0] + [token_id(tokenizer, IMAGE)] * visual + text])
+    ids = torch.tensor([[0] + [token_id(tokenizer, IMAGE)] * visual + text] * count)
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": _pixels(views.global_view[None]),
+        "pixel_values": _pixels(np.stack([page.global_view for page in pages])),
     }
-    if len(views.tiles):
+    if tiles:
         inputs |= {
-            "pixel_values_local": _pixels(views.tiles),
-            "num_local_patches": [len(views.tiles)],
-            "patches_grid": [list(grid)],
+            "pixel_values_local": _pixels(np.concatenate([page.tiles for page in pages])),
+            "num_local_patches": [tiles] * count,
+            "patches_grid": [list(grid)] * count,
         }
     return inputs
 

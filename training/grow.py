@@ -1,4 +1,4 @@
-"""Grows the young decoder: 32 hidden dimensions, a head in each layer, two layers in front.
+"""Grows the initial decoder into the one that ships: 32 hidden dimensions, a head in each layer, two layers in front.
 
 It computes what it did, but for one old head of two layers, which compares lines from there on.
 """
@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-from training.config import DECODER, YOUNG_DECODER
-from training.counters import CODE, LINE_WAVES, ROUTED, ROW_WAVES, SHARE, Dim, Marks, set_counters
+from training.config import DECODER, INITIAL_DECODER
+from training.counting_layers import (
+    CODE,
+    LINE_WAVES,
+    ROUTED,
+    ROW_WAVES,
+    SHARE,
+    Dim,
+    Probes,
+    set_counting_layers,
+)
 from training.model import new_model
 
-FRONT = DECODER["num_hidden_layers"] - YOUNG_DECODER["num_hidden_layers"]
-OLD = YOUNG_DECODER["hidden_size"]
+FRONT = DECODER["num_hidden_layers"] - INITIAL_DECODER["num_hidden_layers"]
+OLD = INITIAL_DECODER["hidden_size"]
 WRITING = ("o_proj.weight", "down_proj.weight", "down_proj", "embed_tokens.weight", "projector.weight")
-"""What feeds the residual stream: nothing new is written there at first."""
+"""What feeds the residual stream: the new dimensions get nothing at first."""
 GAINS = (3.0, 30.0)
 """Norm weights of the waves in the first layer that reads them and later, where the residual stream is larger."""
 LINE_GAIN, ROW_GAIN = 90.0, 120.0
@@ -26,7 +35,7 @@ with less, the row is a faint part of what a head takes, and is learnt slowly.""
 MATCH = 3.0
 """Weight by which the new head of each of the last three layers compares lines: about 20 in favour of the right one."""
 LINE_HEADS = ((1, 4), (1, 4), (4,))
-"""Heads of the last three layers that compare lines: the new one, and one of those that are told where to look."""
+"""Heads of the last three layers that compare lines: the new one, and one of those whose attention is supervised."""
 PAIRS = ((2, 0), (0, 1), (1, 2))
 """Which wave is compared in which pair of the rotary embedding, from the slowest: longer waves bear less turning."""
 DISTANCE = 850
@@ -35,15 +44,15 @@ DISTANCE = 850
 
 @torch.no_grad()
 def grow(
-    young: UnlimitedOcrForConditionalGeneration, marks: Marks, attention: dict[str, str]
+    initial: UnlimitedOcrForConditionalGeneration, probes: Probes, attention: dict[str, str]
 ) -> UnlimitedOcrForConditionalGeneration:
-    """Return a grown model with the weights of `young`, counters in its first two layers (`set_counters`).
+    """Return a grown model with the weights of `initial`, its first two layers set by `set_counting_layers`.
 
     The heads that look for the place on the page begin by comparing lines.
     """
     grown = new_model(0, attention)
     torch.manual_seed(0)
-    old = young.state_dict()
+    old = initial.state_dict()
     rescale = (OLD / DECODER["hidden_size"]) ** 0.5
     for name, parameter in grown.named_parameters():
         before = _before(name)
@@ -61,8 +70,8 @@ def grow(
                 parameter[LINE_WAVES + ROW_WAVES] = gain * rescale
                 parameter[Dim.LAST] = GAINS[1] * rescale
     language = _language(grown)
-    _share_out(_language(young).layers[0].mlp, language.layers[FRONT].mlp)
-    set_counters(grown, marks.written, marks.steady)
+    _share_out(_language(initial).layers[0].mlp, language.layers[FRONT].mlp)
+    set_counting_layers(grown, probes.text, probes.scale)
     for layer, heads in zip(language.layers[-3:], LINE_HEADS, strict=True):
         layer.input_layernorm.weight[LINE_WAVES] = LINE_GAIN * rescale
         layer.input_layernorm.weight[ROW_WAVES] = ROW_GAIN * rescale
@@ -91,8 +100,8 @@ def _share_out(dense: Any, sparse: Any) -> None:
         sparse.gate.weight[expert, [Dim.VISUAL, Dim.TEXT]] = ROUTED
 
 
-def protect_counters(layers: Any) -> None:
-    """Let no gradient have `layers` write where the counters do: it would drown the waves within one layer."""
+def protect_counting_dims(layers: Any) -> None:
+    """Let no gradient have `layers` write where the counting layers do: it would drown the waves within one layer."""
 
     def without(gradient: torch.Tensor) -> torch.Tensor:
         held = gradient.clone()
@@ -106,7 +115,7 @@ def protect_counters(layers: Any) -> None:
 
 
 def _before(name: str) -> str | None:
-    """The parameter's name in the young model, if it is there; None for the layers that are new."""
+    """The parameter's name in the initial model, if it is there; None for the layers that are new."""
     head, found, tail = name.partition("language_model.layers.")
     if not found:
         return name

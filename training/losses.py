@@ -1,7 +1,8 @@
-"""The reference model's losses: next token, characters in each visual token, where to look, norms."""
+"""The reference model's losses: next token, characters in each visual token, attention, coordinates, norms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,34 +16,34 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     apply_rotary_pos_emb,
 )
 
-from rtprune.modes import TILE_SIDE
-from training.batches import Batch, Reading, View
-from training.config import BLOCK, YOUNG_DECODER
-from training.grow import FRONT, LINE_HEADS, protect_counters
-from training.targets import (
+from rtprune.modes import BLOCK, TILE_SIDE
+from training.batches import Batch, BatchSpec, Reading
+from training.config import INITIAL_DECODER
+from training.grow import FRONT, LINE_HEADS, protect_counting_dims
+from training.labels import (
+    CELLS_PER_TOKEN,
     NEWLINE,
     NOWHERE,
-    SLOTS,
-    look_weights,
-    looks_at_line,
+    attended_in_line,
+    attention_weights,
     one_later,
     token_weights,
 )
-from training.text import CHARACTERS
-from training.thinning import thin
+from training.prune_augmentation import prune_batch
+from training.synthetic_text import CHARACTERS
 
 BLANK_WEIGHT = 0.05
 LOCATING_LAYER, GUIDED_LAYERS, GUIDED_HEADS = -3, (-2, -1), (0, 1, 4)
 """These heads of each, as far as there are: one of 32 is narrow for all characters of a token. The locating layer
 finds the character that was written last; the layers after it step on from there, which keeps the place where words
 repeat."""
-PLACING_LAYERS, PLACES = (-5, -4, -3), 64
+COORDINATE_LAYERS, MOST_COORDINATE = (-5, -4, -3), 64
 """Their outputs must tell line and column, in visual tokens: what a query and a key have in common when the words don't
 tell where the reader is. Heads are named by what they tell and from what: `text` counts from where the page's text
 begins, `page` from the page's corner, `first` is where the text begins, which turns one into the other. The encoder
 must tell `text` too, except in tiles, and `view`, the place in its view or tile."""
-PLACE_HEADS = (
-    *(f"{told}_{layer}" for told in ("text", "page", "first") for layer in PLACING_LAYERS),
+COORDINATE_HEADS = (
+    *(f"{kind}_{layer}" for kind in ("text", "page", "first") for layer in COORDINATE_LAYERS),
     "text_encoder",
     "view_encoder",
 )
@@ -51,7 +52,7 @@ PAD_ID = 2
 
 
 class Trainee(nn.Module):
-    """The model, a classifier of slots, and attention heads that are told where to look.
+    """The model, its auxiliary heads, and the losses of a batch.
 
     Of a grown model, the encoder, the embeddings and the layers that count stay as they are.
     """
@@ -60,18 +61,20 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         hidden: int = model.lm_head.weight.shape[1]
-        self.slots = nn.Linear(hidden, SLOTS[0] * SLOTS[1] * len(CHARACTERS))
-        self.places = nn.ModuleDict({name: nn.Linear(hidden, 2 * PLACES) for name in PLACE_HEADS})
+        self.character_head = nn.Linear(hidden, math.prod(CELLS_PER_TOKEN) * len(CHARACTERS))
+        self.coordinate_heads = nn.ModuleDict(
+            {name: nn.Linear(hidden, 2 * MOST_COORDINATE) for name in COORDINATE_HEADS}
+        )
         self._caught: dict[str, torch.Tensor] = {}
         language = model.model.language_model
-        self.grown = len(language.layers) > YOUNG_DECODER["num_hidden_layers"]
+        self.grown = len(language.layers) > INITIAL_DECODER["num_hidden_layers"]
         if self.grown:
             for part in (model.model, *language.layers[:FRONT]):
                 part.requires_grad_(False)
             for part in (*language.layers[FRONT:], language.norm):
                 part.requires_grad_(True)
-            protect_counters(language.layers[FRONT:])
-        for index in PLACING_LAYERS:
+            protect_counting_dims(language.layers[FRONT:])
+        for index in COORDINATE_LAYERS:
             model.model.language_model.layers[index].register_forward_hook(self._catch(f"out{index}"))
         for layer in (LOCATING_LAYER, *GUIDED_LAYERS):
             attention = model.model.language_model.layers[layer].self_attn
@@ -90,7 +93,7 @@ class Trainee(nn.Module):
 
     def visual_tokens(self, batch: Batch) -> torch.Tensor:
         """Encode the batch's pages: float32 (B, V, hidden), newlines and separator in place."""
-        tiles, grid = {}, batch.view.tiles
+        tiles, grid = {}, batch.spec.tiles
         count = len(batch.pixels)
         prepare = (lambda features: features) if batch.encoded else as_input
         if batch.tile_pixels is not None and grid is not None:
@@ -100,7 +103,7 @@ class Trainee(nn.Module):
                 "patches_grid": [list(grid)] * count,
             }
         with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and not batch.view.frozen and not self.grown),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not batch.spec.frozen and not self.grown),
             self._without_sam() if batch.encoded else nullcontext(),
         ):
             features = self.model.model.get_image_features(prepare(batch.pixels), **tiles, return_dict=True)
@@ -123,133 +126,138 @@ class Trainee(nn.Module):
             tower.sam_encoder = sam
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return the losses by name (scalars) and the shares of tokens and slots that were right."""
+        """Return the losses by name (scalars) and the shares of tokens and characters that were right."""
         visual = self.visual_tokens(batch)
-        results = self._slot_losses(visual, batch) if not self.grown else {}
-        readings = [self._read(visual, batch.view, reading) for reading in batch.readings]
+        results = self._character_losses(visual, batch) if not self.grown else {}
+        readings = [self._read(visual, batch.spec, reading) for reading in batch.readings]
         means = {name: torch.stack([one[name] for one in readings]).mean() for name in readings[0]}
         results.update(means)
         return results
 
-    def _read(self, visual: torch.Tensor, view: View, reading: Reading) -> dict[str, torch.Tensor]:
+    def _read(self, visual: torch.Tensor, spec: BatchSpec, reading: Reading) -> dict[str, torch.Tensor]:
         count, length = reading.answers.shape
         language = self.model.model.language_model
         embed = language.embed_tokens
-        tokens, looks = visual, reading.looks
+        tokens, attended = visual, reading.attended
         attend: dict[str, torch.Tensor] = {}
         if reading.retentions is not None:
-            thinned = thin(visual, view.layout, reading.retentions)
-            tokens, looks = thinned.tokens, _moved(looks, thinned.places)
+            pruned = prune_batch(visual, spec.layout, reading.retentions)
+            tokens, attended = pruned.tokens, _moved(attended, pruned.new_positions)
             total = tokens.shape[1] + len(reading.prompt) + length
-            order = torch.arange(total) - thinned.padding[:, None]
+            order = torch.arange(total) - pruned.padding[:, None]
             attend = {"attention_mask": (order >= 0).long(), "position_ids": order.clamp(min=0)}
         start = embed(torch.zeros(count, 1, dtype=torch.long))
         prompt = embed(reading.prompt).expand(count, -1, -1)
         sequence = torch.cat([start, tokens, prompt, embed(reading.answers[:, :-1])], dim=1)
         if reading.retentions is not None:
-            sequence = _with_start(sequence, start, thinned.padding)
+            sequence = _with_start(sequence, start, pruned.padding)
         hidden = language(inputs_embeds=sequence, use_cache=False, **attend).last_hidden_state[:, -length:]
         logits = self.model.lm_head(hidden)
-        told, known = _shifted(reading), reading.answers != PAD_ID
+        previous, known = _previous_tokens(reading), reading.answers != PAD_ID
         text = functional.cross_entropy(logits.transpose(1, 2), reading.answers, reduction="none")
-        weight = (token_weights(reading.answers, told) if self.grown else 1.0) * known
+        weight = (token_weights(reading.answers, previous) if self.grown else 1.0) * known
         text = (text * weight).sum() / weight.sum()
         with torch.no_grad():
             right = (logits.argmax(-1) == reading.answers)[known].float().mean()
         return {
             "text": text,
             "text_right": right,
-            "looks": self._look_loss(sequence, reading.answers, told, looks, attend.get("position_ids")),
+            "attention": self._attention_loss(
+                sequence, reading, previous, attended, attend.get("position_ids")
+            ),
             # Which lines and columns are left is another question on pruned pages.
-            "places": self._place_loss(visual, view, looks)
+            "coordinates": self._coordinate_loss(visual, spec, attended)
             if reading.retentions is None and not self.grown
             else text.new_zeros(()),
         }
 
-    def _place_loss(self, visual: torch.Tensor, view: View, looks: torch.Tensor) -> torch.Tensor:
+    def _coordinate_loss(self, visual: torch.Tensor, spec: BatchSpec, attended: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of lines and columns: the next character's at each text token, each visual token's own."""
-        (columns, rows), length = view.grid, looks.shape[1]
+        (columns, rows), length = spec.grid, attended.shape[1]
         far = rows * (columns + 1)
         first = torch.stack(
             [
-                torch.where(looks == NOWHERE, far, part).amin(1)
-                for part in (looks // (columns + 1), looks % (columns + 1))
+                torch.where(attended == NOWHERE, far, part).amin(1)
+                for part in (attended // (columns + 1), attended % (columns + 1))
             ],
             dim=1,
         )  # (B, 2)
-        tokens = torch.arange(far).expand(len(looks), -1)
-        index = torch.cat([tokens, looks], dim=1)
+        tokens = torch.arange(far).expand(len(attended), -1)
+        index = torch.cat([tokens, attended], dim=1)
         page = torch.stack([index // (columns + 1), index % (columns + 1)], dim=2)  # (B, far + L, 2)
         page = torch.where((index != NOWHERE)[..., None], page, -100)
         text = torch.where((page != -100) & (page >= first[:, None]), page - first[:, None], -100)
         # Visual tokens before the text can't know where it will begin.
-        begun = torch.cat([(text[:, :far] != -100).all(2), torch.ones_like(looks, dtype=torch.bool)], dim=1)
+        begun = torch.cat(
+            [(text[:, :far] != -100).all(2), torch.ones_like(attended, dtype=torch.bool)], dim=1
+        )
         wanted = {"text": text, "page": page, "first": torch.where(begun[..., None], first[:, None], -100)}
         losses = []
-        for layer in PLACING_LAYERS:
+        for layer in COORDINATE_LAYERS:
             output = self._caught[f"out{layer}"]
             hidden = torch.cat([output[:, 1 : 1 + far], output[:, -length:]], dim=1)
-            losses += [self._tell(f"{told}_{layer}", hidden, place) for told, place in wanted.items()]
+            losses += [self._coordinate_entropy(f"{kind}_{layer}", hidden, at) for kind, at in wanted.items()]
         content = visual[:, :far]
-        if view.tiles is None:  # a tile doesn't show where on the page it stands
-            losses.append(self._tell("text_encoder", content, text[:, :far]))
-        side = TILE_SIDE // BLOCK if view.tiles else columns
+        if spec.tiles is None:  # a tile doesn't show where on the page it stands
+            losses.append(self._coordinate_entropy("text_encoder", content, text[:, :far]))
+        side = TILE_SIDE // BLOCK if spec.tiles else columns
         inside = torch.where((page[:, :far, 1] < columns)[..., None], page[:, :far] % side, -100)
-        losses.append(self._tell("view_encoder", content, inside))
+        losses.append(self._coordinate_entropy("view_encoder", content, inside))
         return torch.stack(losses).mean()
 
-    def _tell(self, name: str, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def _coordinate_entropy(self, name: str, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the line and column that a head reads from `hidden` (B, N, C), made equally long."""
         scale = hidden.shape[-1] ** 0.5 / (hidden.detach().norm(dim=-1, keepdim=True) + 1e-6)
-        logits = self.places[name](hidden * scale).reshape(-1, PLACES)
+        logits = self.coordinate_heads[name](hidden * scale).reshape(-1, MOST_COORDINATE)
         return functional.cross_entropy(logits, wanted.flatten(), ignore_index=-100)
 
-    def _slot_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        columns, rows = batch.view.grid
+    def _character_losses(self, visual: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        columns, rows = batch.spec.grid
         content = visual[:, : rows * (columns + 1)].reshape(len(visual), rows, columns + 1, -1)[
             :, :, :columns
         ]
-        written = batch.slots.flatten(3).any(-1)
+        has_text = batch.characters.flatten(3).any(-1)
         norm = content.norm(dim=-1) / content.shape[-1] ** 0.5
-        norms = torch.where(written, (1.0 - norm).relu(), (norm - 0.5).relu()).square().mean()
-        # Most slots are blank and teach nothing new: classify all slots of written tokens, and a tenth of the others.
-        chosen = written | (torch.rand(written.shape) < 0.1)
-        logits = self.slots(content[chosen]).reshape(-1, SLOTS[0] * SLOTS[1], len(CHARACTERS))
-        classes = batch.slots.flatten(3)[chosen]
+        norms = torch.where(has_text, (1.0 - norm).relu(), (norm - 0.5).relu()).square().mean()
+        # Most cells are blank and teach nothing new: classify all cells of tokens with text, and a tenth of the others.
+        chosen = has_text | (torch.rand(has_text.shape) < 0.1)
+        logits = self.character_head(content[chosen]).reshape(-1, math.prod(CELLS_PER_TOKEN), len(CHARACTERS))
+        classes = batch.characters.flatten(3)[chosen]
         loss = functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), self.class_weight)
         with torch.no_grad():
             printed = classes > 0
             right = (logits.argmax(-1) == classes)[printed].float().mean()
-        return {"slots": loss, "slots_right": right, "norms": norms}
+        return {"characters": loss, "characters_right": right, "norms": norms}
 
-    def _look_loss(
+    def _attention_loss(
         self,
         sequence: torch.Tensor,
-        answers: torch.Tensor,
-        told: torch.Tensor,
-        looks: torch.Tensor,
+        reading: Reading,
+        previous: torch.Tensor,
+        attended: torch.Tensor,
         positions: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Cross-entropy of the guided heads' attention against the visual token that they should look at.
+        """Cross-entropy of the guided heads' attention against the visual token that they should attend to.
 
         That is the one with the next character; in the locating layer, the one with the last. Heads that compare lines
-        (`grow.LINE_HEADS`) look at a line's last character for its end, and at nothing for a box. `told` (B, L) is
-        the answer's token that each was given.
+        (`grow.LINE_HEADS`) look at a line's last character for its end, and at nothing for a box. `previous` (B, L) is
+        the token before each of the answer's.
         """
         total = sequence.shape[1]
         positions = torch.arange(total)[None] if positions is None else positions
         cos, sin = self.model.model.language_model.rotary_emb(sequence, positions)
         count = self.model.model.language_model.layers[0].self_attn.config.num_attention_heads
         heads = [head for head in GUIDED_HEADS if head < count]
-        kept, weight, losses = looks_at_line(looks, answers, told), look_weights(answers), []
+        in_line = attended_in_line(attended, reading.answers, previous)
+        weight, losses = attention_weights(reading.answers), []
         for layer, line_heads in zip((LOCATING_LAYER, *GUIDED_LAYERS), LINE_HEADS, strict=True):
             wanted = {}
             for head in heads:
-                where = kept if self.grown and head in line_heads else looks
+                where = in_line if self.grown and head in line_heads else attended
                 if layer == LOCATING_LAYER:
                     where = one_later(where)
                     if self.grown:  # a newline counts as of the line that it begins
-                        where = torch.where(told == NEWLINE, NOWHERE, where)
+                        where = torch.where(previous == NEWLINE, NOWHERE, where)
                 # BOS stands before the visual tokens.
                 wanted[head] = torch.where(where == NOWHERE, -100, where + 1)
             losses.append(self._guide(layer, wanted, weight, cos, sin))
@@ -292,7 +300,7 @@ class _AsItCame(nn.Module):
         return BaseModelOutput(last_hidden_state=features)
 
 
-def _shifted(reading: Reading) -> torch.Tensor:
+def _previous_tokens(reading: Reading) -> torch.Tensor:
     """The token before each of the answer's; for the first, the prompt's last."""
     answers = reading.answers
     return torch.cat([reading.prompt[-1:].expand(len(answers), 1), answers[:, :-1]], dim=1)
@@ -305,10 +313,10 @@ def _with_start(sequence: torch.Tensor, start: torch.Tensor, padding: torch.Tens
     return torch.where(here[..., None], start, sequence)
 
 
-def _moved(looks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Say where the looks' tokens stand after pruning; NOWHERE for those that are gone."""
-    moved = places.gather(1, looks.clamp(min=0))
-    return torch.where(looks == NOWHERE, NOWHERE, moved)
+def _moved(attended: torch.Tensor, new_positions: torch.Tensor) -> torch.Tensor:
+    """Say where the attended tokens stand after pruning; NOWHERE for those that are gone."""
+    moved = new_positions.gather(1, attended.clamp(min=0))
+    return torch.where(attended == NOWHERE, NOWHERE, moved)
 
 
 def as_input(pixels: torch.Tensor) -> torch.Tensor:

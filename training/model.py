@@ -1,7 +1,11 @@
-"""Writes and reads a checkpoint in DeepSeek-OCR's own layout: key names, config.json, one shard."""
+"""Writes and reads a checkpoint in DeepSeek-OCR's own layout: key names, config.json, one shard.
+
+`python -m training.model OUT --seed 0` writes the reference architecture with random weights.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import tempfile
@@ -15,7 +19,7 @@ from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
 from export.family import Architecture, read_config, transformers_config
-from training.config import DECODER, YOUNG_DECODER, published_config
+from training.config import DECODER, INITIAL_DECODER, checkpoint_config
 from training.tokenizer import IMAGE, build_tokenizer, save_tokenizer, token_id
 
 SHARD = "model-00001-of-000001.safetensors"
@@ -31,7 +35,7 @@ def new_model(
     `attention` names transformers' implementation for each part of the configuration; the default is its own.
     """
     tokenizer = build_tokenizer()
-    published = Architecture.model_validate(published_config(tokenizer.get_vocab_size(), decoder=decoder))
+    published = Architecture.model_validate(checkpoint_config(tokenizer.get_vocab_size(), decoder=decoder))
     config: Any = transformers_config(published, token_id(tokenizer, IMAGE))
     config.vision_config.sam_config.initializer_range = 0.02  # transformers' own, 1e-10, is for loading alone
     torch.manual_seed(seed)
@@ -84,7 +88,7 @@ def add_positions(model: nn.Module, strength: float = 0.8) -> None:
     table[1:] += spread * strength / spread.square().mean().sqrt()  # the first is the class token's
 
 
-def published_weights(
+def checkpoint_weights(
     model: UnlimitedOcrForConditionalGeneration, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Return the weights under DeepSeek-OCR's key names, cast; the unused patch embedding is zeros."""
@@ -102,15 +106,15 @@ def save_checkpoint(
 ) -> None:
     """Write config.json, the tokenizer's files, the shard and its index into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    weights = published_weights(model, dtype)
+    weights = checkpoint_weights(model, dtype)
     hidden: int = model.lm_head.weight.shape[1]
-    decoder = DECODER if hidden == DECODER["hidden_size"] else YOUNG_DECODER
+    decoder = DECODER if hidden == DECODER["hidden_size"] else INITIAL_DECODER
     save_file(weights, directory / SHARD, metadata={"format": "pt"})
     (directory / SHARD).chmod(
         0o644
     )  # safetensors leaves it to its owner alone; a container's plain user reads it too
     vocabulary: int = model.lm_head.weight.shape[0]
-    config = published_config(vocabulary, str(dtype).removeprefix("torch."), decoder)
+    config = checkpoint_config(vocabulary, str(dtype).removeprefix("torch."), decoder)
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, SHARD)}
     _write_json(directory / "config.json", config)
@@ -132,3 +136,17 @@ def load_checkpoint(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the arguments and write a checkpoint with random weights."""
+    parser = argparse.ArgumentParser(description="Write the reference architecture with random weights.")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    arguments = parser.parse_args()
+    save_checkpoint(new_model(arguments.seed), arguments.out, getattr(torch, arguments.dtype))
+
+
+if __name__ == "__main__":
+    main()

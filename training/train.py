@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-from training.batches import Batch, batches, page_pool, pooled_batches
-from training.config import DECODER, YOUNG_DECODER
+from training.batches import Batch, batches, cached_batches, feature_cache
+from training.config import DECODER, INITIAL_DECODER
+from training.curriculum import STAGES, Stage
+from training.feature_cache import FeatureCache
 from training.grow import grow
 from training.losses import Trainee
 from training.model import add_positions, load_checkpoint, new_model, save_checkpoint
-from training.pool import PagePool
-from training.stages import STAGES, Stage
+from training.probes import fit_probes
 from training.tokenizer import build_tokenizer
-from training.written import find_marks
 
 ATTENTION = {"vision_config": "eager", "text_config": "sdpa"}
 """Eager: with a bias that needs gradients, PyTorch's fused attention falls back to slower steps on CPU."""
@@ -35,7 +35,7 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPORT_EVERY = 50
 SAVE_EVERY_SECONDS = 180.0
 FIRST_FILL = 4
-"""Batches that are encoded before a pool gives its first."""
+"""Batches that are encoded before a cache gives its first."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Option numbers of mallopt(3)."""
 
@@ -72,10 +72,10 @@ class Run:
         weights = None if start is None else load_checkpoint(start)[0].state_dict()
         if weights is not None:
             grown = weights["lm_head.weight"].shape[1] == DECODER["hidden_size"]
-        model = new_model(seed, ATTENTION, DECODER if grown else YOUNG_DECODER)
+        model = new_model(seed, ATTENTION, DECODER if grown else INITIAL_DECODER)
         if weights is not None:
             model.load_state_dict(weights)
-        self._take(model)
+        self._set_model(model)
         self.done: dict[str, int] = {}
         self.pages = 0
         self.stop = False
@@ -84,14 +84,16 @@ class Run:
         if state.exists():
             self._load()
 
-    def _take(self, model: UnlimitedOcrForConditionalGeneration) -> None:
+    def _set_model(self, model: UnlimitedOcrForConditionalGeneration) -> None:
         model.set_experts_implementation("grouped_mm")
         self.trainee = Trainee(model.train())
         self.optimizer = make_optimizer(self.trainee)
 
     def grow(self) -> None:
-        """Put the decoder that counts lines in the place of the young one."""
-        self._take(grow(self.trainee.model, find_marks(self.trainee, self.seed, self.tokenizer), ATTENTION))
+        """Put the decoder that counts lines in the place of the initial one."""
+        self._set_model(
+            grow(self.trainee.model, fit_probes(self.trainee, self.seed, self.tokenizer), ATTENTION)
+        )
 
     def _on_terminate(self, _number: int, _frame: object) -> None:
         self.stop = True
@@ -112,8 +114,8 @@ class Run:
             batch = next(stream)
             for name, value in self._step(batch, stage).items():
                 sums[name].append(value)
-                if name in ("text_right", "places"):
-                    kind = "x".join(map(str, batch.view.tiles or (batch.view.side,)))
+                if name in ("text_right", "coordinates"):
+                    kind = "x".join(map(str, batch.spec.tiles or (batch.spec.side,)))
                     sums[f"{name} {kind}"].append(value)
             self.pages += len(batch.pixels)
             self.done[stage.name] = step + 1
@@ -135,7 +137,9 @@ class Run:
 
     def _step(self, batch: Batch, stage: Stage) -> dict[str, float]:
         results = self.trainee(batch)
-        weights = zip(("text", "slots", "looks", "norms", "places"), stage.loss_weights, strict=True)
+        weights = zip(
+            ("text", "characters", "attention", "norms", "coordinates"), stage.loss_weights, strict=True
+        )
         total = torch.stack([results[name] * weight for name, weight in weights if name in results]).sum()
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
@@ -162,7 +166,7 @@ class Run:
         tensors = load_file(self.work / "state.safetensors")
         with torch.no_grad():
             for name, parameter in self.trainee.named_parameters():
-                if name.startswith("places.") and f"weight.{name}" not in tensors:
+                if name.startswith("coordinate_heads.") and f"weight.{name}" not in tensors:
                     continue  # an aid that an older state lacks starts anew
                 parameter.copy_(tensors[f"weight.{name}"])
                 keys = ("step", "exp_avg", "exp_avg_sq")
@@ -200,24 +204,26 @@ def stage_batches(stage: Stage, seed: int, start: int, run: Run) -> Iterator[Bat
     order = [s.name for s in STAGES].index(stage.name)
     generator = np.random.default_rng([seed, order, start])
     weights = np.array([share.weight for share in stage.shares])
-    waiting: list[Iterator[Batch] | None] = [None] * len(stage.shares)
-    pools: dict[int, PagePool] = {}
+    waiting: dict[int, Iterator[Batch]] = {}
+    caches: dict[int, FeatureCache] = {}
     while True:
         kind = int(generator.choice(len(weights), p=weights / weights.sum()))
         share = stage.shares[kind]
-        batch = next(pool, None) if (pool := waiting[kind]) is not None else None
+        batch = next(waiting.get(kind, iter(())), None)
         if batch is None:
             grounded = bool(generator.random() < share.grounded)
-            if share.view.fresh:
-                if kind not in pools:
-                    pools[kind] = page_pool(generator, share.view, share.recipe, run.trainee.encode)
-                for _ in range(1 if pools[kind].pages else FIRST_FILL):
-                    pools[kind].grow()
-                rounds = round(1 / share.view.fresh)
-                pool = pooled_batches(pools[kind], share.view, grounded, run.tokenizer, rounds)
+            if share.spec.fresh:
+                cache = caches.get(kind) or feature_cache(
+                    generator, share.spec, share.recipe, run.trainee.encode
+                )
+                for _ in range(1 if kind in caches else FIRST_FILL):
+                    cache.extend()
+                caches[kind] = cache
+                rounds = round(1 / share.spec.fresh)
+                waiting[kind] = cached_batches(cache, share.spec, grounded, run.tokenizer, rounds)
             else:
-                pool = batches(generator, share.view, share.recipe, grounded, run.tokenizer)
-            waiting[kind], batch = pool, next(pool)
+                waiting[kind] = batches(generator, share.spec, share.recipe, grounded, run.tokenizer)
+            batch = next(waiting[kind])
         yield batch
 
 

@@ -35,6 +35,7 @@ def text_density(
 
     Raises:
         InvalidInput: `view` isn't a uint8 image that the grid divides, or a parameter is out of range.
+        ImportError: `view` is a NumPy array and OpenCV isn't installed; the sentence names the extra that brings it.
     """
     config = config or PruneConfig()
     config = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ def count_edges(view: Pixels, grid: tuple[int, int], edge_threshold: float, padd
     """Pixels of `view`, uint8 (H, W, 3), whose Sobel magnitude exceeds `edge_threshold` (luma in [-1, 1]).
 
     One row of the `grid`'s patches at a time, so that all that is computed of it stays in the processor's cache.
+
+    Raises:
+        ImportError: OpenCV isn't installed.
     """
     rows, height, width = grid[0], view.shape[0] // grid[0], view.shape[1] // grid[1]
     count, grey_rows = 0, 0
@@ -34,6 +38,17 @@ def count_edges(view: Pixels, grid: tuple[int, int], edge_threshold: float, padd
         for row in range(grey_rows, rows):
             count += colour.count(view[row * height : (row + 1) * height])
     return count
+
+
+def _opencv() -> Any:
+    """OpenCV, loaded when a view is first looked at: who only prunes needs none."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            "text_density of a NumPy array needs OpenCV; install it with `pip install 'rtprune[preprocess]'`."
+        ) from error
+    return cv2
 
 
 class ColourBands:
@@ -56,8 +71,7 @@ class ColourBands:
 
     def count(self, band: Pixels) -> int:
         """Edge pixels of one row of patches, uint8 (height, W, 3)."""
-        import cv2
-
+        cv2 = _opencv()
         framed = self._framed
         np.copyto(self._pixels, band)
         np.matmul(self._pixels, self._weights, out=self._luma)
@@ -97,8 +111,7 @@ class GreyBands:
 
     def take(self, band: Pixels) -> bool:
         """Take the next row of patches, uint8 (height, W, 3); False, and nothing taken, if it has a colour."""
-        import cv2
-
+        cv2 = _opencv()
         plane = self._plane[self._rows * self._height : (self._rows + 1) * self._height]
         cv2.split(band, [plane, self._green, self._blue])
         if any(cv2.norm(plane, other, cv2.NORM_INF) for other in (self._green, self._blue)):

@@ -9,7 +9,6 @@ from rtprune.errors import InvalidInput
 from rtprune.modes import MODES
 from rtprune.settings import Settings
 
-DEFAULT_PROMPT = "<image>\n<|grounding|>Convert the document to markdown."
 NGRAM_MAX = 1000  # longer n-grams or windows than any page needs
 
 

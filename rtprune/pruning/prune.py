@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
 from rtprune.config import PruneConfig
 from rtprune.errors import InvalidInput
 from rtprune.layout import TokenLayout
-from rtprune.pruning.page_pruning import PagePruning
+from rtprune.pruning.merge import merge
+from rtprune.pruning.retention import Content, compare, kept_count, read_similarities, retention_ratio
+from rtprune.pruning.selection import complement, select, staying
+from rtprune.pruning.transport import transport_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,40 +122,43 @@ def prune_batch(
         return []
     config = config or PruneConfig()
     densities = [_checked_density(density) for density in text_densities]
+    # What a device computes is queued for all pages before any of it is read.
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below, in words
-        pages = [PagePruning(*page) for page in zip(tokens, layouts, strict=True)]
-        statistics = PagePruning.read_statistics(pages)
-    retentions = []
-    for page, similarity, density in zip(pages, statistics, densities, strict=True):
-        retentions.append(_retention(similarity, density, config))
-        page.select(_kept_count(page.layout.content_count, retentions[-1]), config)
+        compared = [compare(X, layout) for X, layout in zip(tokens, layouts, strict=True)]
+        pages = read_similarities(compared)
+    selected = []
+    for (page, phi2), rho in zip(pages, densities, strict=True):
+        retention = retention_ratio(phi2, rho, config)
+        K = select(page, kept_count(page.layout.content_count, retention), config)
+        selected.append((page, phi2, rho, retention, K, staying(page, K)))
     results = []
-    for page, similarity, density, retention in zip(pages, statistics, densities, retentions, strict=True):
-        left, positions = page.finish(config)
-        results.append(
-            PruneResult(left, positions, retention, similarity, density, page.chosen, page.plan, page.layout)
-        )
+    for page, phi2, rho, retention, K, stays in selected:
+        left, positions, P = _keep_and_merge(page, K, stays, config)
+        results.append(PruneResult(left, positions, retention, phi2, rho, K, P, page.layout))
     return results
 
 
-def _retention(similarity: float, text_density: float, config: PruneConfig) -> float:
-    """Share of content tokens to keep: 1 - phi2 * (1 - rho), or the fixed one; 1 where nothing is pruned.
-
-    phi2 comes from float32, which has 7 decimals.
-    """
-    if config.strategy == "none":
-        return 1.0
-    if config.retention is not None:
-        return round(config.retention, 6)
-    return round(1.0 - similarity * (1.0 - text_density), 7)
-
-
-def _kept_count(count: int, retention: float) -> int:
-    """int(N * retention), from 1 to N.
-
-    The retention counts to 6 decimals, so that 0.7 sent as FP32 keeps 70 of 100.
-    """
-    return min(count, max(1, int(count * round(retention, 6))))
+def _keep_and_merge(page: Content, K: Any, stays: Any, config: PruneConfig) -> tuple[Any, Any, Any]:
+    """The tokens that are left, merged with the others, in the caller's dtype; their positions; the plan or None."""
+    xp, on, count = array_namespace(page.tokens), device(page.tokens), page.layout.content_count
+    if K.shape[0] == count:
+        return page.tokens, xp.arange(page.layout.length, dtype=xp.int64, device=on), None
+    positions = xp.nonzero(stays)[0]
+    left = xp.take(page.tokens, positions, axis=0)
+    if config.strategy != "rtprune":
+        return left, positions, None
+    Q = complement(K, count)
+    S = xp.take(xp.take(page.cosines, K, axis=0), Q, axis=1)
+    P = transport_plan(
+        S,
+        dustbin=config.dustbin,
+        epsilon=config.epsilon,
+        iterations=config.iterations,
+        tolerance=config.tolerance,
+    )
+    rank = xp.cumulative_sum(xp.astype(stays, xp.int64)) - 1
+    rows, V_Q = xp.take(rank, xp.take(page.at.content, K)), xp.take(page.V, Q, axis=0)
+    return merge(left, rows, V_Q, P, alpha=config.alpha, scale=page.scale), positions, P
 
 
 def _checked_density(text_density: float) -> float:

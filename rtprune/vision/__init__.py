@@ -1,7 +1,8 @@
-"""The vision stage: images in, each page's visual tokens out."""
+"""The second stage: views and tiles in, each page's visual tokens out."""
 
-from rtprune.vision.engines.base import VisionEngine, open_engine
-from rtprune.vision.sequence import arrange
-from rtprune.vision.stage import VisionStage
+from rtprune.vision.encoder import VisionEncoder
+from rtprune.vision.engines import open_engine
+from rtprune.vision.engines.base import VisionEngine
+from rtprune.vision.sequence import token_sequence
 
-__all__ = ["VisionEngine", "VisionStage", "arrange", "open_engine"]
+__all__ = ["VisionEncoder", "VisionEngine", "open_engine", "token_sequence"]

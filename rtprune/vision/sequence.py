@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.float32]
 
 
-def arrange(
+def token_sequence(
     global_tokens: Tokens,
     tile_tokens: Tokens,
     tile_grid: tuple[int, int],

@@ -11,15 +11,13 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from rtprune.contract import MODELS, Tensor
 from rtprune.errors import EngineError, InvalidInput, OcrError, Unavailable
-from server.triton.backend import Array
+from server.triton.tensors import named
 
 KEPT_SECONDS = 5.0  # Triton lets go within milliseconds, under load within tenths of a second
 _KEPT: deque[tuple[float, Any]] = deque()
 _KEPT_LOCK = threading.Lock()
-ANSWER = ("TEXT", "FINISH_REASON", "TEXT_LENGTH", "TOKENS", "KEPT", "LAYOUT", "TIMINGS")
-PROMPT = ("INPUT_IDS", "VISUAL", "KEPT", "COUNTS", "LAYOUT", "SAMPLING", "CLOCK")
-
 
 # The error's own code is INTERNAL whatever the model gave, so its status is read from the message.
 _SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): ")
@@ -32,26 +30,26 @@ _KINDS: dict[str, type[OcrError]] = {
 }
 
 
-def call(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:
-    """One request to a model with one answer.
+def call(model: str, inputs: Mapping[Tensor, Any], request_id: str) -> Any:
+    """One request to a model with one answer, of all its outputs.
 
     Raises:
         OcrError: of the class that fits the answer's status.
     """
-    answered = _request(model, inputs, outputs, request_id).exec()
+    answered = _request(model, inputs, request_id, MODELS[model].outputs).exec()
     _check(answered)
     return answered
 
 
 def stream(
-    model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str
+    model: str, inputs: Mapping[Tensor, Any], request_id: str, outputs: tuple[Tensor, ...] | None = None
 ) -> Iterator[Any]:
-    """One request to a decoupled model; its answers as they come.
+    """One request to a decoupled model; its answers as they come, of all its outputs unless some are named.
 
     Raises:
         OcrError: of the class that fits the answer's status.
     """
-    answers = _request(model, inputs, outputs, request_id).exec(decoupled=True)
+    answers = _request(model, inputs, request_id, outputs or MODELS[model].outputs).exec(decoupled=True)
     ended = False
     try:
         for answered in answers:
@@ -81,12 +79,12 @@ def _keep(answers: Any) -> None:
     over.clear()
 
 
-def _request(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...], request_id: str) -> Any:
+def _request(model: str, inputs: Mapping[Tensor, Any], request_id: str, outputs: tuple[Tensor, ...]) -> Any:
     return pb_utils.InferenceRequest(
         model_name=model,
         request_id=request_id,
-        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
-        requested_output_names=list(outputs),
+        inputs=named(inputs),
+        requested_output_names=[tensor.name for tensor in outputs],
     )
 
 

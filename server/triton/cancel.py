@@ -10,7 +10,7 @@ class CancelWatch:
     """Polls `is_cancelled` of every open stream: Triton tells a model of a cancel only when asked.
 
     Args:
-        cancel: passes a cancel on, given the stream's ticket; may be called again, must not raise.
+        cancel: passes a cancel on, given the stream's id; may be called again, must not raise.
         poll_seconds: pause between two rounds.
     """
 
@@ -29,20 +29,20 @@ class CancelWatch:
         """How many streams are open."""
         return len(self._open)
 
-    def add(self, ticket: str, is_cancelled: Callable[[], bool]) -> None:
+    def add(self, stream_id: str, is_cancelled: Callable[[], bool]) -> None:
         """Watch a stream."""
         with self._lock:
-            self._open[ticket] = is_cancelled
+            self._open[stream_id] = is_cancelled
 
-    def remove(self, ticket: str) -> None:
+    def remove(self, stream_id: str) -> None:
         """Forget a stream; from here on it isn't asked. To be called before its last response is sent."""
         with self._lock:
-            self._open.pop(ticket, None)
-            self._gone.discard(ticket)
+            self._open.pop(stream_id, None)
+            self._gone.discard(stream_id)
 
-    def cancelled(self, ticket: str) -> bool:
+    def cancelled(self, stream_id: str) -> bool:
         """Whether the stream's client has gone, as far as the last round saw."""
-        return ticket in self._gone
+        return stream_id in self._gone
 
     def close(self) -> None:
         """Stop watching."""
@@ -51,13 +51,13 @@ class CancelWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_seconds):
-            for ticket in list(self._open):
+            for stream_id in list(self._open):
                 # Under the lock: Triton crashes when a stream is asked after its last response.
                 with self._lock:
-                    ask = self._open.get(ticket)
+                    ask = self._open.get(stream_id)
                     gone = ask is not None and ask()
                     if gone:
-                        self._gone.add(ticket)
+                        self._gone.add(stream_id)
                 if gone:
                     # Again every round until the stream ends: the decoder may only now have got the request.
-                    self._cancel(ticket)
+                    self._cancel(stream_id)

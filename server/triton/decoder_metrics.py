@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
 
+from rtprune.contract import FINISH_REASONS, STATUSES, TIMINGS
 from rtprune.decoder.engines.base import EngineStats
-from rtprune.decoder.service import FinishReason, Piece
-from server.triton import backend
-
-if TYPE_CHECKING:
-    from server.triton.stream_writer import Page
-
+from rtprune.decoder.service import Piece
+from server.triton.failures import log
+from server.triton.metrics import STAGES, Counters
+from server.triton.tensors import Array
 
 FIRST_TOKEN_BOUNDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60)  # seconds
 PAGE_BOUNDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)  # seconds; 300 is the default time limit
@@ -26,14 +24,14 @@ class DecoderMetrics:
     """
 
     def __init__(self) -> None:
-        self._counters = backend.Counters()
+        self._counters = Counters()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
-        for reason in filter(None, get_args(FinishReason)):
+        for reason in (*FINISH_REASONS, "error"):
             self._count_finished(reason, 0.0)
-        for stage in backend.STAGES:
-            for status in backend.STATUSES:
+        for stage in STAGES:
+            for status in STATUSES:
                 self._counters.error(stage, status, 0.0)
         self._first_token(None)
         self._page_seconds(None)
@@ -70,26 +68,34 @@ class DecoderMetrics:
         self._count_finished(piece.finish_reason, 1.0)
         self._counters.add("ocr_output_tokens_total", "Tokens generated.", piece.output_tokens)
 
-    def page(self, page: Page, piece: Piece, timings: list[float]) -> None:
-        """Log the page and count the seconds of its last stage."""
+    def page(self, request_id: str, counts: Array, piece: Piece, timings: Array) -> None:
+        """Log a page that ended and count its seconds.
+
+        Args:
+            request_id: the caller's.
+            counts: COUNTS, visual tokens before and after pruning.
+            piece: the last one.
+            timings: TIMINGS, seconds.
+        """
+        seconds = dict(zip(TIMINGS, timings.tolist(), strict=True))
         self._counters.stage_seconds("decoder", piece.total_s - piece.queue_s)
         self._counters.add("ocr_queue_seconds_total", "Seconds in the decoder's queue.", piece.queue_s)
         if piece.output_tokens:
-            self._first_token(timings[4])
+            self._first_token(seconds["first_token"])
         # A client's hanging up says nothing about the server's speed.
         if piece.finish_reason != "cancelled":
-            self._page_seconds(timings[6])
+            self._page_seconds(seconds["total"])
         if piece.finish_reason == "error":
             self._counters.error("decoder", "INTERNAL")
-        backend.log(
+        log(
             "page",
             "decoder",
-            page.request_id,
+            request_id,
             finish=piece.finish_reason,
-            visual_tokens=int(page.counts[0]),
-            visual_tokens_kept=int(page.counts[1]),
+            visual_tokens=int(counts[0]),
+            visual_tokens_kept=int(counts[1]),
             output_tokens=piece.output_tokens,
-            seconds=dict(zip(TIMINGS, (round(value, 4) for value in timings), strict=True)),
+            seconds={name: round(value, 4) for name, value in seconds.items()},
         )
 
     def _count_finished(self, reason: str, count: float) -> None:
@@ -102,6 +108,3 @@ class DecoderMetrics:
     def _page_seconds(self, seconds: float | None) -> None:
         name, text = "ocr_page_seconds", "Seconds from a page's arrival to its end; cancelled pages left out."
         self._counters.observe(name, text, PAGE_BOUNDS, seconds)
-
-
-TIMINGS = ("preprocess", "vision", "rtprune", "queue", "first_token", "decode", "total")

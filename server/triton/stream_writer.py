@@ -1,4 +1,4 @@
-"""Sends the decoder's pieces to Triton from its own thread, so that generating never waits for sending."""
+"""Sends the decoder's pieces to Triton from a thread of its own, so that generating never waits for sending."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import triton_python_backend_utils as pb_utils
 
+from rtprune import contract
+from rtprune.contract import Tensor
 from rtprune.decoder.service import Piece
-from server.triton import backend
-from server.triton.backend import Array
 from server.triton.decoder_metrics import DecoderMetrics
+from server.triton.failures import error_response, log
+from server.triton.tensors import Array, response
 
 
 @dataclass(slots=True)
-class Page:
+class OpenRequest:
     """One request under way: where its answers go, and what is known of it besides its text."""
 
     request_id: str
     sender: Any
-    clock: Array  # [5] arrival, deadline, seconds of preprocess, vision, rtprune
-    counts: Array  # [2] visual tokens before and after pruning
+    times: Array  # [5] see TIMES
+    counts: Array  # [2] see COUNTS
     kept: Array  # [kept] positions in the unpruned sequence
     layout: Array  # [8] see LAYOUT
     stream: bool
@@ -33,27 +36,27 @@ class Page:
     ended: bool = False
     started: bool = False
     text: list[str] = field(default_factory=list)
+    sent: float = 0.0  # when its last answer was sent, monotonic seconds
 
 
-class Outbox:
+class StreamWriter:
     """A queue of pieces and the thread that sends them.
 
-    Pieces of one page that come within `interval` seconds of its last answer travel together: an answer
+    Pieces of one request that come within `interval` seconds of its last answer travel together: an answer
     costs more than a token of a small model.
     """
 
     def __init__(self, interval: float, metrics: DecoderMetrics) -> None:
         self._interval = interval
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[tuple[Page, Piece] | None] = queue.SimpleQueue()
-        self._held: dict[int, tuple[Page, Piece]] = {}  # pages with unsent text, by id
-        self._sent: dict[int, float] = {}
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._queue: queue.SimpleQueue[tuple[OpenRequest, Piece] | None] = queue.SimpleQueue()
+        self._held: dict[int, tuple[OpenRequest, Piece]] = {}  # requests with unsent text, by id
+        self._thread = threading.Thread(target=self._run, name="stream-writer", daemon=True)
         self._thread.start()
 
-    def put(self, page: Page, piece: Piece) -> None:
+    def put(self, request: OpenRequest, piece: Piece) -> None:
         """Take a piece; called from the engine's thread, never blocks."""
-        self._queue.put((page, piece))
+        self._queue.put((request, piece))
 
     def close(self) -> None:
         """Send what is left and stop."""
@@ -69,56 +72,71 @@ class Outbox:
                 continue
             if item is None:
                 return
-            page, piece = item
-            page.text.append(piece.text)
+            request, piece = item
+            request.text.append(piece.text)
             if piece.finish_reason:
-                self._held.pop(id(page), None)
-                self._sent.pop(id(page), None)
-                self._end(page, piece)
-            elif page.stream:
-                self._held[id(page)] = (page, piece)
+                self._held.pop(id(request), None)
+                self._end(request, piece)
+            elif request.stream:
+                self._held[id(request)] = (request, piece)
                 self._flush(time.monotonic())
 
     def _flush(self, now: float) -> None:
-        due = [key for key in self._held if now - self._sent.get(key, 0.0) >= self._interval]
-        for key in due:
-            page, piece = self._held.pop(key)
-            if "".join(page.text):
-                self._sent[key] = now
-                backend.send(page.sender, backend.response(self._outputs(page, piece)))
+        for key, (request, piece) in list(self._held.items()):
+            if now - request.sent >= self._interval:
+                del self._held[key]
+                if any(request.text):
+                    request.sent = now
+                    send(request.sender, response(_outputs(request, piece)))
 
-    def _outputs(self, page: Page, piece: Piece) -> dict[str, Array]:
-        outputs = {
-            "TEXT": backend.text("".join(page.text)),
-            "FINISH_REASON": backend.text(piece.finish_reason),
-            "TEXT_LENGTH": np.array([piece.text_length], np.int32),
-            "TOKENS": np.array([*page.counts, piece.output_tokens], np.int32),
-        }
-        page.text.clear()
-        if not page.started:
-            outputs |= {"KEPT": page.kept, "LAYOUT": page.layout}
-            page.started = True
-        return outputs
-
-    def _end(self, page: Page, piece: Piece) -> None:
-        page.ended = True
-        page.on_end()
+    def _end(self, request: OpenRequest, piece: Piece) -> None:
+        request.ended = True
+        request.on_end()
+        timings = _timings(request, piece)
         if piece.finish_reason == "error":
-            answer = backend.internal_error(piece.error)
+            answer = error_response("INTERNAL", piece.error)
         else:
-            answer = backend.response(self._outputs(page, piece) | {"TIMINGS": self.timings(page, piece)})
-        backend.finish(page.sender, answer)
-        self._metrics.page(page, piece, self.timings(page, piece).tolist())
+            answer = response(_outputs(request, piece) | {contract.TIMINGS_TENSOR: timings})
+        finish(request.sender, answer)
+        self._metrics.page(request.request_id, request.counts, piece, timings)
 
-    @staticmethod
-    def timings(page: Page, piece: Piece) -> Array:
-        """TIMINGS: seconds of preprocess, vision, rtprune, decoder queue, first token, decode, total.
 
-        The first token and the total count from the request's arrival, the others are each stage's own.
-        """
-        before = page.submitted - float(page.clock[0])
-        decode = piece.total_s - piece.queue_s
-        return np.array(
-            [*page.clock[2:5], piece.queue_s, before + piece.first_token_s, decode, before + piece.total_s],
-            np.float32,
-        )
+def send(sender: Any, answer: Any) -> None:
+    """Send one answer of several; a client that has gone is not an error."""
+    _send(sender, answer, flags=0)
+
+
+def finish(sender: Any, answer: Any) -> None:
+    """Send the last answer of a request; a client that has gone is not an error."""
+    _send(sender, answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _send(sender: Any, answer: Any, flags: int) -> None:
+    try:
+        sender.send(answer, flags=flags)
+    except pb_utils.TritonModelException as error:
+        log("not sent", "decoder", "", level="warning", error=str(error))
+
+
+def _outputs(request: OpenRequest, piece: Piece) -> dict[Tensor, Any]:
+    outputs: dict[Tensor, Any] = {
+        contract.TEXT: "".join(request.text),
+        contract.FINISH_REASON: piece.finish_reason,
+        contract.TEXT_LENGTH: [piece.text_length],
+        contract.TOKENS: [*request.counts, piece.output_tokens],
+    }
+    request.text.clear()
+    if not request.started:
+        outputs |= {contract.KEPT: request.kept, contract.LAYOUT_TENSOR: request.layout}
+        request.started = True
+    return outputs
+
+
+def _timings(request: OpenRequest, piece: Piece) -> Array:
+    """TIMINGS, float32 [7] in seconds: the first token and the total count from the request's arrival."""
+    arrival, _, *stages = request.times
+    before = request.submitted - arrival
+    decode = piece.total_s - piece.queue_s
+    return np.array(
+        [*stages, piece.queue_s, before + piece.first_token_s, decode, before + piece.total_s], np.float32
+    )

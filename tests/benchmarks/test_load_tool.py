@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_a_library_with_another_checksum_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.usefixtures("nothing_on_path")
 def test_another_machine_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(Unavailable, match="Linux on x86-64 only"):
         find_perf_analyzer(tmp_path / "cache")
 

@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Path:
         picture.save(folder / "images" / name)
     second = {"category_type": "text_block", "order": 2, "text": "second, *part*"}
     first = {"category_type": "title", "order": 1, "text": "First"}
-    ignored = [
+    ignored: list[dict[str, object]] = [
         {"category_type": "page_number", "order": 3, "text": "7"},
         {"category_type": "text_block", "order": 4, "text": "no", "ignore": True},
         {"category_type": "figure", "order": None},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.random_checkpoint import write_random_checkpoint
-from training.config import published_config
+from training.config import checkpoint_config
+from training.random_checkpoint import write_random_checkpoint
 
 DECODER = {
     "hidden_size": 1024,
@@ -21,7 +21,7 @@ DECODER = {
 
 def write_source(folder: Path) -> int:
     """Write the checkpoint with random weights in bfloat16; returns its size in bytes."""
-    config = published_config(DECODER["vocab_size"])
+    config = checkpoint_config(DECODER["vocab_size"])
     config["language_config"] |= DECODER
     config["projector_config"]["n_embed"] = DECODER["hidden_size"]
     _, parameters = write_random_checkpoint(folder, config)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
 from export.family import special_token_ids
 from export.torch_reference import content_tokens, load_vision, sample_images
 from rtprune.decoder.special_tokens import IMAGE
 
-Comparison = tuple[np.ndarray, np.ndarray]
+Comparison = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 API = json.loads((Path(__file__).parent / "data" / "tensorrt_api.json").read_text())
 HALF = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(bfloat16)": "BF16"}
@@ -26,6 +27,8 @@ HALF = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(bfloat16)":
 
 class Described:
     """Base of every class of the module; `state` holds what its behaviour remembers."""
+
+    module: ModuleType
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -41,13 +44,16 @@ class Described:
     def __bytes__(self) -> bytes:
         if type(self).__name__ != "IHostMemory":
             raise TypeError(f"a {type(self).__name__} has no buffer")
-        return self.state["content"]
+        content: bytes = self.state["content"]
+        return content
 
     def behaviour(self, name: str) -> Any:
         return BEHAVIOUR.get((type(self).__name__, name), lambda *_: None)
 
 
-def bind(module: ModuleType, owner: str, method: str, args: tuple, kwargs: dict) -> list[Any]:
+def bind(
+    module: ModuleType, owner: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
     """The arguments in the order of the first signature that takes them; TypeError if none does."""
     signatures = API["classes"][owner][method]["signatures"]
     for signature in signatures:
@@ -83,14 +89,14 @@ def fits(module: ModuleType, value: Any, kind: str) -> bool:
 def described_tensorrt() -> ModuleType:
     """A fresh module; put it into `sys.modules["tensorrt"]`."""
     module = ModuleType("tensorrt")
-    module.__version__ = API["version"]
+    vars(module)["__version__"] = API["version"]
     for name, members in API["enums"].items():
         setattr(module, name, enum.Enum(name, members) if name not in INTEGERS else _int_enum(name, members))
     for name, members in API["classes"].items():
         setattr(module, name, type(name, (Described,), {"module": module, **_members(module, name, members)}))
-    severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
-    module.Severity = severity
-    for level in severity:
+    Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+    vars(module)["Severity"] = Severity
+    for level in Severity:
         setattr(module.Logger, level.name, level)
     return module
 
@@ -120,9 +126,9 @@ def _members(module: ModuleType, owner: str, described: dict[str, Any]) -> dict[
     }
 
 
-def _address(pointer: int, size: int, dtype: Any) -> np.ndarray:
+def _address(pointer: int, size: int) -> NDArray[np.uint8]:
     raw = (ctypes.c_uint8 * size).from_address(pointer)
-    return np.frombuffer(raw, dtype)
+    return np.ctypeslib.as_array(raw)
 
 
 def _create_network(self: Any, flags: int | None) -> Any:
@@ -201,7 +207,7 @@ def _execute(self: Any, stream: int) -> bool:
     if {source.name, target.name} - set(state["addresses"]):
         return False
     size = int(np.prod(state["shape"]))
-    images = _address(state["addresses"][source.name], size, np.uint8).reshape(state["shape"])
+    images = _address(state["addresses"][source.name], size).reshape(state["shape"])
     # By address, because NumPy has no bfloat16.
     value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images))
     (result,) = session.run_with_ort_values([target.name], {source.name: value})

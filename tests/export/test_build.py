@@ -8,7 +8,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -24,14 +27,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def trt(monkeypatch):
+def trt(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = described_tensorrt()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(build, "_compute_capability", lambda: "9.0")
     return module
 
 
-def test_the_step_imports_without_tensorrt_torch_and_transformers():
+def test_the_step_imports_without_tensorrt_torch_and_transformers() -> None:
     code = "import sys, export.build; print([m for m in sys.modules if m in " + repr(
         ["tensorrt", "torch", "transformers", "onnx", "onnxruntime", "tensorrt_llm"]
     )
@@ -40,10 +43,10 @@ def test_the_step_imports_without_tensorrt_torch_and_transformers():
 
 
 class TestVisionPlan:
-    def test_the_graph_here_is_one_that_tensorrt_takes(self, tmp_path):
+    def test_the_graph_here_is_one_that_tensorrt_takes(self, tmp_path: Path) -> None:
         assert check_graph(write_graph(tmp_path / "vision.onnx")) == []
 
-    def test_builds_and_says_what_for(self, trt, tmp_path):
+    def test_builds_and_says_what_for(self, trt: ModuleType, tmp_path: Path) -> None:
         graph, plan = write_graph(tmp_path / "vision.onnx"), tmp_path / "plans" / "vision.plan"
         key = build_vision(graph, plan, BatchProfile(2, 4), timing_cache=tmp_path / "timing.cache")
         assert plan.read_bytes().startswith(b"PLAN")
@@ -54,7 +57,7 @@ class TestVisionPlan:
         assert (tmp_path / "timing.cache").read_bytes() == b" timed"
         assert not list(tmp_path.rglob("*.partial"))
 
-    def test_an_unchanged_plan_stays(self, trt, tmp_path):
+    def test_an_unchanged_plan_stays(self, trt: ModuleType, tmp_path: Path) -> None:
         graph, plan = write_graph(tmp_path / "vision.onnx"), tmp_path / "vision.plan"
         build_vision(graph, plan, BatchProfile())
         before = plan.stat().st_mtime_ns
@@ -62,7 +65,9 @@ class TestVisionPlan:
         assert plan.stat().st_mtime_ns == before
 
     @pytest.mark.parametrize("change", ["graph", "weights", "gpu", "tensorrt", "batch", "plan", "note"])
-    def test_anything_else_builds_again(self, trt, tmp_path, monkeypatch, change):
+    def test_anything_else_builds_again(
+        self, trt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    ) -> None:
         graph, plan, data = tmp_path / "vision.onnx", tmp_path / "vision.plan", tmp_path / "vision.onnx.data"
         write_graph(graph)
         data.write_bytes(b"weights")
@@ -76,7 +81,7 @@ class TestVisionPlan:
         elif change == "gpu":
             monkeypatch.setattr(build, "_compute_capability", lambda: "8.9")
         elif change == "tensorrt":
-            trt.__version__ = "10.15.0.1"
+            vars(trt)["__version__"] = "10.15.0.1"
         elif change == "batch":
             profile = BatchProfile(1, 2)
         elif change == "plan":
@@ -87,7 +92,7 @@ class TestVisionPlan:
         assert plan.stat().st_mtime_ns != before
         assert (new == old) == (change in ("plan", "note"))
 
-    def test_a_timing_cache_of_another_gpu_is_left_aside(self, trt, tmp_path):
+    def test_a_timing_cache_of_another_gpu_is_left_aside(self, trt: ModuleType, tmp_path: Path) -> None:
         cache = tmp_path / "timing.cache"
         cache.write_bytes(b"another GPU's")
         build_vision(
@@ -95,14 +100,16 @@ class TestVisionPlan:
         )
         assert cache.read_bytes() == b" timed"
 
-    def test_what_the_parser_says_is_passed_on(self, trt, tmp_path):
+    def test_what_the_parser_says_is_passed_on(self, trt: ModuleType, tmp_path: Path) -> None:
         bad = tmp_path / "bad.onnx"
         bad.write_bytes(b"no graph")
         with pytest.raises(EngineError, match=r"TensorRT can't read .*bad\.onnx: "):
             build_vision(bad, tmp_path / "bad.plan", BatchProfile())
         assert not (tmp_path / "bad.plan").exists()
 
-    def test_a_failed_build_keeps_the_old_plan_but_not_its_note(self, trt, tmp_path, monkeypatch):
+    def test_a_failed_build_keeps_the_old_plan_but_not_its_note(
+        self, trt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         graph, plan = write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan"
         build_vision(graph, plan, BatchProfile())
         content = plan.read_bytes()
@@ -112,7 +119,7 @@ class TestVisionPlan:
         assert plan.read_bytes() == content
         assert not (tmp_path / "v.plan.built_for.json").exists()
 
-    def test_bad_input(self, trt, tmp_path, monkeypatch):
+    def test_bad_input(self, trt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidInput, match="export the vision graph first"):
             build_vision(tmp_path / "none.onnx", tmp_path / "v.plan", BatchProfile())
         with pytest.raises(InvalidInput, match="1 <= 5 <= 4"):
@@ -122,14 +129,14 @@ class TestVisionPlan:
             build_vision(write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan", BatchProfile())
 
 
-def test_without_a_gpu(monkeypatch, tmp_path):
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", described_tensorrt())
     with pytest.raises(EngineError, match="no GPU"):
         build_vision(write_graph(tmp_path / "v.onnx"), tmp_path / "v.plan", BatchProfile())
 
 
 class TestCommand:
-    def test_every_option_is_one_of_the_version(self):
+    def test_every_option_is_one_of_the_version(self) -> None:
         command = DecoderBuild().command("trtllm-build", Path("in"), Path("out"), Path("cache"))
         parsed = vars(described_parser().parse_args(command[1:]))
         given = {word.removeprefix("--") for word in command[1::2]}
@@ -140,13 +147,13 @@ class TestCommand:
         assert parsed["max_prompt_embedding_table_size"] == 16 * 1280
         assert OPTIONS["version"] == build.TRTLLM_VERSION
 
-    def test_the_description_notices_an_option_that_does_not_exist(self):
+    def test_the_description_notices_an_option_that_does_not_exist(self) -> None:
         with pytest.raises((argparse.ArgumentError, SystemExit)):
             described_parser().parse_args(["--use_gpt_attention_plugin", "auto"])
         with pytest.raises(argparse.ArgumentError):
             described_parser().parse_args(["--moe_plugin", "int8"])
 
-    def test_a_prompt_and_its_answer_fit(self):
+    def test_a_prompt_and_its_answer_fit(self) -> None:
         settings = DecoderBuild()
         assert settings.visual_tokens < settings.max_input_len < settings.max_seq_len
         tokens = [10 * r * (10 * c + 1) + 273 for c in range(1, 10) for r in range(1, 10) if 2 <= c * r <= 9]
@@ -156,6 +163,8 @@ class TestCommand:
 FAKE = """#!{python}
 import json, sys, time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 sys.path.insert(0, {root!r})
 from tests.export.described_options import described_parser
 args = described_parser().parse_args()
@@ -181,7 +190,7 @@ Path(args.output_timing_cache).write_text("cache")
 
 class TestDecoderEngine:
     @pytest.fixture
-    def control(self, trt, tmp_path, monkeypatch):
+    def control(self, trt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A program of that name whose options are the described ones, and the package's metadata."""
         control, bin_ = tmp_path / "control.json", tmp_path / "bin"
         control.write_text('"build"')
@@ -197,18 +206,20 @@ class TestDecoderEngine:
         return control
 
     @pytest.fixture
-    def checkpoint(self, tmp_path):
+    def checkpoint(self, tmp_path: Path) -> Path:
         folder = tmp_path / "checkpoint"
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / "rank0.safetensors").write_bytes(b"weights")
         return folder
 
-    def run(self, checkpoint: Path, output: Path, settings: DecoderBuild | None = None, **options):
+    def run(
+        self, checkpoint: Path, output: Path, settings: DecoderBuild | None = None, **options: Any
+    ) -> dict[str, str]:
         cache = output.parent / "cache" / "decoder.cache"
         return build_decoder(checkpoint, output, settings or DecoderBuild(), timing_cache=cache, **options)
 
-    def test_builds(self, control, checkpoint, tmp_path):
+    def test_builds(self, control: Path, checkpoint: Path, tmp_path: Path) -> None:
         lines: list[str] = []
         key = self.run(checkpoint, tmp_path / "engine", on_line=lines.append)
         assert (tmp_path / "engine" / "rank0.engine").read_bytes() == b"engine of weights"
@@ -219,7 +230,9 @@ class TestDecoderEngine:
         assert not list(tmp_path.glob("engine.[pr]*"))
 
     @pytest.mark.parametrize("change", ["nothing", "place", "settings", "weights", "engine", "gpu"])
-    def test_builds_again_when_something_changed(self, control, checkpoint, tmp_path, monkeypatch, change):
+    def test_builds_again_when_something_changed(
+        self, control: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    ) -> None:
         output, settings = tmp_path / "engine", DecoderBuild()
         self.run(checkpoint, output)
         inode = output.stat().st_ino
@@ -241,7 +254,9 @@ class TestDecoderEngine:
         ("behaviour", "reason"),
         [("fail", r"status 3: CUDA out of memory \(log: .*engine\.log\)"), ("nothing", "wrote no engine")],
     )
-    def test_a_failed_build_leaves_the_engine_in_use(self, control, checkpoint, tmp_path, behaviour, reason):
+    def test_a_failed_build_leaves_the_engine_in_use(
+        self, control: Path, checkpoint: Path, tmp_path: Path, behaviour: str, reason: str
+    ) -> None:
         self.run(checkpoint, tmp_path / "engine")
         control.write_text(json.dumps(behaviour))
         (checkpoint / "rank0.safetensors").write_bytes(b"new")
@@ -250,7 +265,9 @@ class TestDecoderEngine:
         assert (tmp_path / "engine" / "rank0.engine").read_bytes() == b"engine of weights"
         assert not (tmp_path / "engine.partial").exists()
 
-    def test_an_interrupt_ends_the_program_and_leaves_nothing(self, control, checkpoint, tmp_path):
+    def test_an_interrupt_ends_the_program_and_leaves_nothing(
+        self, control: Path, checkpoint: Path, tmp_path: Path
+    ) -> None:
         control.write_text('"hang"')
 
         def interrupt(line: str) -> None:
@@ -261,10 +278,12 @@ class TestDecoderEngine:
             self.run(checkpoint, tmp_path / "engine", on_line=interrupt)
         assert not list(tmp_path.glob("engine*/"))
 
-    def test_the_checkpoint_hash_may_be_given(self, control, checkpoint, tmp_path):
+    def test_the_checkpoint_hash_may_be_given(self, control: Path, checkpoint: Path, tmp_path: Path) -> None:
         assert self.run(checkpoint, tmp_path / "e", checkpoint_sha256="0" * 64)["weights"] == "0" * 64
 
-    def test_bad_input(self, control, checkpoint, tmp_path, monkeypatch):
+    def test_bad_input(
+        self, control: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(InvalidInput, match="export the decoder first"):
             self.run(tmp_path, tmp_path / "engine")
         metadata = tmp_path / "bin" / "tensorrt_llm-1.2.1.dist-info" / "METADATA"
@@ -276,7 +295,7 @@ class TestDecoderEngine:
             self.run(checkpoint, tmp_path / "engine")
 
 
-def test_a_folder_comes_back_when_its_successor_does_not_arrive(tmp_path):
+def test_a_folder_comes_back_when_its_successor_does_not_arrive(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir()
     (old / "file").write_text("kept")
@@ -285,7 +304,7 @@ def test_a_folder_comes_back_when_its_successor_does_not_arrive(tmp_path):
     assert (old / "file").read_text() == "kept"
 
 
-def test_nothing_here_goes_through_a_shell():
+def test_nothing_here_goes_through_a_shell() -> None:
     tree = ast.parse((ROOT / "export" / "build.py").read_text())
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     assert not [k for c in calls for k in c.keywords if k.arg == "shell"]
@@ -294,22 +313,23 @@ def test_nothing_here_goes_through_a_shell():
 class TestDescription:
     """The described module refuses what the real bindings would refuse."""
 
-    def test_names(self, trt):
+    def test_names(self, trt: ModuleType) -> None:
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
         with pytest.raises(AttributeError):
             _ = builder.build_cuda_engine
         with pytest.raises(AttributeError):
             _ = trt.NetworkDefinitionCreationFlag.STRICTLY_TYPED
 
-    def test_arguments(self, trt):
+    def test_arguments(self, trt: ModuleType) -> None:
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
-        for call in (
+        calls: tuple[Callable[[], Any], ...] = (
             lambda: trt.Builder(),
             lambda: builder.create_network("STRONGLY_TYPED"),
             lambda: builder.create_network(flag=2),
             lambda: builder.create_builder_config(1),
             lambda: builder.create_builder_config().set_memory_pool_limit(4096),
             lambda: builder.create_builder_config().set_timing_cache(b"", False),
-        ):
+        )
+        for call in calls:
             with pytest.raises(TypeError, match=r"doesn't take"):
                 call()

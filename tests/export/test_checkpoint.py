@@ -33,7 +33,7 @@ def edit(folder: Path, change: Callable[[Weights], object]) -> None:
     (folder / INDEX).unlink()
 
 
-def test_a_right_checkpoint_reads_as_safetensors_does(random_checkpoint):
+def test_a_right_checkpoint_reads_as_safetensors_does(random_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint)
     weights = load_file(random_checkpoint / SHARD)
     assert set(checkpoint.keys()) == set(weights)
@@ -43,11 +43,11 @@ def test_a_right_checkpoint_reads_as_safetensors_does(random_checkpoint):
     assert checkpoint.bytes("") == sum(t.numel() * t.element_size() for t in weights.values())
 
 
-def test_shards_are_one_checkpoint(copy):
+def test_shards_are_one_checkpoint(copy: Path) -> None:
     weights = load_file(copy / SHARD)
     names = sorted(weights)
     (copy / SHARD).unlink()
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({name: weights[name] for name in part}, copy / file)
@@ -79,21 +79,21 @@ def test_shards_are_one_checkpoint(copy):
     ],
     ids=["missing", "extra", "misshapen", "another type"],
 )
-def test_a_wrong_tensor_is_named(copy, change, sentence):
+def test_a_wrong_tensor_is_named(copy: Path, change: Callable[[Weights], object], sentence: str) -> None:
     edit(copy, change)
     with pytest.raises(InvalidInput, match=sentence):
         Checkpoint.open(copy)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_is_named_when_it_is_read(copy, value):
+def test_a_value_that_is_not_finite_is_named_when_it_is_read(copy: Path, value: float) -> None:
     edit(copy, lambda w: w[QKV].view(-1)[77:78].fill_(value))
     checkpoint = Checkpoint.open(copy)
     with pytest.raises(InvalidInput, match=f"The tensor {QKV} holds values that are not finite"):
         checkpoint.read(QKV)
 
 
-def test_the_tensor_at_which_a_file_ends_is_named(copy):
+def test_the_tensor_at_which_a_file_ends_is_named(copy: Path) -> None:
     whole = (copy / SHARD).read_bytes()
     (copy / SHARD).write_bytes(whole[:-1000])
     last = max(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]).items(), key=end_of)[0]
@@ -104,13 +104,15 @@ def test_the_tensor_at_which_a_file_ends_is_named(copy):
         Checkpoint.open(copy)
 
 
-def end_of(item: tuple[str, dict]) -> int:
+def end_of(item: tuple[str, dict[str, list[int]]]) -> int:
     return item[1].get("data_offsets", [0, 0])[1]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.data())
-def test_no_damaged_file_gets_past_the_reader_with_another_error(random_checkpoint, tmp_path_factory, data):
+def test_no_damaged_file_gets_past_the_reader_with_another_error(
+    random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Any bytes changed in the header, or a cut anywhere: one InvalidInput, or a checkpoint that is as whole."""
     content = bytearray((random_checkpoint / SHARD).read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
@@ -143,7 +145,7 @@ def test_no_damaged_file_gets_past_the_reader_with_another_error(random_checkpoi
         ("{", "can't be read"),
     ],
 )
-def test_another_architecture_is_named(copy, config, sentence):
+def test_another_architecture_is_named(copy: Path, config: object, sentence: str) -> None:
     (copy / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(InvalidInput, match=sentence):
         Checkpoint.open(copy)
@@ -170,7 +172,9 @@ def test_another_architecture_is_named(copy, config, sentence):
         (("projector_config", "projector_type"), "mlp", "projector_type must be linear"),
     ],
 )
-def test_a_wrong_value_in_the_configuration_is_named(copy, path, value, sentence):
+def test_a_wrong_value_in_the_configuration_is_named(
+    copy: Path, path: tuple[str, ...], value: object, sentence: str
+) -> None:
     config = json.loads((copy / "config.json").read_text())
     part = config
     for name in path[:-1]:
@@ -181,14 +185,14 @@ def test_a_wrong_value_in_the_configuration_is_named(copy, path, value, sentence
         Checkpoint.open(copy)
 
 
-def test_what_is_not_a_checkpoint_is_told(tmp_path):
+def test_what_is_not_a_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="There is no checkpoint folder"):
         Checkpoint.open(tmp_path / "nowhere")
     with pytest.raises(InvalidInput, match=r"holds no config.json"):
         Checkpoint.open(tmp_path)
 
 
-def test_no_weights_and_a_broken_index_are_told(copy):
+def test_no_weights_and_a_broken_index_are_told(copy: Path) -> None:
     (copy / INDEX).write_text('{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}')
     with pytest.raises(InvalidInput, match=r"puts the tensor lm_head.weight into ../elsewhere.safetensors"):
         Checkpoint.open(copy)

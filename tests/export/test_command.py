@@ -21,6 +21,8 @@ from export.pipeline import REPORT
 from rtprune.errors import EngineError
 from rtprune.manifest import MANIFEST, Manifest
 
+pytestmark = pytest.mark.slow("runs whole exports in processes of their own")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,7 +49,7 @@ def engines(random_checkpoint: Path, tmp_path: Path) -> Path:
     return output
 
 
-def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
+def test_everything_is_in_the_manifest(random_engines: Path, random_checkpoint: Path) -> None:
     manifest = Manifest.load(random_engines)
     manifest.verify_hashes()
     assert manifest.modes == ("tiny", "small", "base", "large", "gundam")
@@ -68,7 +70,9 @@ def test_everything_is_in_the_manifest(random_engines, random_checkpoint):
     assert len(written) == 250
 
 
-def test_the_second_time_nothing_is_done(engines, random_checkpoint, capsys):
+def test_the_second_time_nothing_is_done(
+    engines: Path, random_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in engines.rglob("*")}
     assert call(random_checkpoint, engines) == 0
     assert "up to date" in capsys.readouterr().err
@@ -76,7 +80,9 @@ def test_the_second_time_nothing_is_done(engines, random_checkpoint, capsys):
     assert not engines.with_name("engines.previous").exists()
 
 
-def test_a_changed_setting_repeats_its_step_and_keeps_one_step_back(engines, random_checkpoint, capsys):
+def test_a_changed_setting_repeats_its_step_and_keeps_one_step_back(
+    engines: Path, random_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = content(engines)
     inode = (engines / "vision" / "vision-512.onnx").stat().st_ino
     assert call(random_checkpoint, engines, "all", "--decoder-precision", "bf16") == 0
@@ -92,7 +98,9 @@ def test_a_changed_setting_repeats_its_step_and_keeps_one_step_back(engines, ran
     assert not engines.with_name("engines.staging").exists()
 
 
-def test_a_changed_checkpoint_repeats_the_export(engines, random_checkpoint, tmp_path):
+def test_a_changed_checkpoint_repeats_the_export(
+    engines: Path, random_checkpoint: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(random_checkpoint, tmp_path / "copy")
     file = next(copy.glob("*.safetensors"))
     weights = load_file(file)
@@ -103,7 +111,9 @@ def test_a_changed_checkpoint_repeats_the_export(engines, random_checkpoint, tmp
     assert (tokens["image_newline"] == weights["model.image_newline"].float()).all()
 
 
-def test_steps_one_by_one_are_all(random_checkpoint, engines, tmp_path, capsys):
+def test_steps_one_by_one_are_all(
+    random_checkpoint: Path, engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "apart"
     for step in ("vision", "decoder", "build"):
         assert call(random_checkpoint, output, step) == 0
@@ -116,7 +126,9 @@ def test_steps_one_by_one_are_all(random_checkpoint, engines, tmp_path, capsys):
     assert "verified vision 512 px" in capsys.readouterr().err, "what is in use can be verified again"
 
 
-def test_what_does_not_verify_never_replaces_what_is_in_use(engines, random_checkpoint, capsys):
+def test_what_does_not_verify_never_replaces_what_is_in_use(
+    engines: Path, random_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = content(engines)
     assert call(random_checkpoint, engines, "vision", "--modes", "tiny,small") == 0
     assert call(random_checkpoint, engines, "decoder", "--modes", "tiny,small") == 0
@@ -131,8 +143,11 @@ def test_what_does_not_verify_never_replaces_what_is_in_use(engines, random_chec
 
 
 def test_a_graph_that_computes_something_else_is_not_put_in_use(
-    engines, random_checkpoint, monkeypatch, capsys
-):
+    engines: Path,
+    random_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The comparison itself, with a tolerance that no float32 keeps."""
     before = content(engines)
     monkeypatch.setattr("export.verify.TOLERANCE", {"fp32": 1e-9})
@@ -141,13 +156,15 @@ def test_a_graph_that_computes_something_else_is_not_put_in_use(
     assert content(engines) == before
 
 
-def test_verify_without_anything_says_so(random_checkpoint, tmp_path, capsys):
+def test_verify_without_anything_says_so(
+    random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(random_checkpoint, tmp_path / "engines", "verify") == 1
     assert "nothing to verify" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("point", ["tokens", "vision.partial", "vision", MANIFEST])
-def test_a_kill_leaves_nothing_half_written(random_checkpoint, tmp_path, point):
+def test_a_kill_leaves_nothing_half_written(random_checkpoint: Path, tmp_path: Path, point: str) -> None:
     """SIGKILL as soon as `point` is in staging: no engines, or whole ones; the next run goes on."""
     output, staging = tmp_path / "engines", tmp_path / "engines.staging"
     process = subprocess.Popen(line(random_checkpoint, output), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -166,7 +183,7 @@ def test_a_kill_leaves_nothing_half_written(random_checkpoint, tmp_path, point):
     assert not staging.exists()
 
 
-def test_a_kill_leaves_the_engines_in_use(engines, random_checkpoint):
+def test_a_kill_leaves_the_engines_in_use(engines: Path, random_checkpoint: Path) -> None:
     before = content(engines)
     command = line(random_checkpoint, engines, "all", "--modes", "small")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -178,7 +195,7 @@ def test_a_kill_leaves_the_engines_in_use(engines, random_checkpoint):
     assert content(engines) == before
 
 
-def test_ctrl_c_is_one_sentence(random_checkpoint, tmp_path):
+def test_ctrl_c_is_one_sentence(random_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "engines"
     command = line(random_checkpoint, output, "all", "--modes", "base")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -192,7 +209,7 @@ def test_ctrl_c_is_one_sentence(random_checkpoint, tmp_path):
     assert not output.exists()
 
 
-def test_a_disk_that_fills_is_one_sentence(engines, random_checkpoint):
+def test_a_disk_that_fills_is_one_sentence(engines: Path, random_checkpoint: Path) -> None:
     """Writes beyond a size limit fail as they do on a full disk."""
     before = content(engines)
 
@@ -216,7 +233,12 @@ def test_a_disk_that_fills_is_one_sentence(engines, random_checkpoint):
     assert not [p for p in staging.rglob("*") if "partial" in p.name], "nothing half-written is left"
 
 
-def test_no_room_is_told_before_the_work(random_checkpoint, tmp_path, monkeypatch, capsys):
+def test_no_room_is_told_before_the_work(
+    random_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1000))
     assert call(random_checkpoint, tmp_path / "engines") == 1
     assert "GB free, and the export needs" in capsys.readouterr().err
@@ -231,14 +253,20 @@ def test_no_room_is_told_before_the_work(random_checkpoint, tmp_path, monkeypatc
         (["--checkpoint", "/nowhere"], "There is no checkpoint folder /nowhere."),
     ],
 )
-def test_bad_input_is_one_sentence(random_checkpoint, tmp_path, capsys, arguments, sentence):
+def test_bad_input_is_one_sentence(
+    random_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
     assert call(random_checkpoint, tmp_path / "engines", "all", *arguments) == 1
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
 
 
-def test_two_exports_at_once_wait_for_each_other(random_checkpoint, tmp_path):
+def test_two_exports_at_once_wait_for_each_other(random_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "engines"
     both = [
         subprocess.Popen(line(random_checkpoint, output), cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -250,7 +278,9 @@ def test_two_exports_at_once_wait_for_each_other(random_checkpoint, tmp_path):
     Manifest.load(output).verify_hashes()
 
 
-def test_a_disk_without_hard_links_gets_copies(engines, random_checkpoint, monkeypatch):
+def test_a_disk_without_hard_links_gets_copies(
+    engines: Path, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
@@ -259,9 +289,11 @@ def test_a_disk_without_hard_links_gets_copies(engines, random_checkpoint, monke
     Manifest.load(engines).verify_hashes()
 
 
-def test_a_system_that_cannot_exchange_names_renames(engines, random_checkpoint, monkeypatch):
+def test_a_system_that_cannot_exchange_names_renames(
+    engines: Path, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = content(engines)
-    monkeypatch.setattr("export.publish.exchange", lambda first, second: False)
+    monkeypatch.setattr("export.store.exchange", lambda first, second: False)
     assert call(random_checkpoint, engines, "all", "--decoder-precision", "bf16") == 0
     assert Manifest.load(engines).decoder.precision == "bf16"
     assert content(engines.with_name("engines.previous")) == before

@@ -8,28 +8,33 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from export import build, pipeline, verify_engines
 from export.__main__ import main
 from export.references import DECODER, PROMPTS, VISION
 from export.verify_engines import compare_decoder, compare_vision, first_difference
-from rtprune.decoder.engines.torch.engine import open_torch_engine
+from rtprune.decoder.engines.torch.engine import TorchEngine, open_torch_engine
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import Manifest
-from rtprune.vision import tensorrt_engine
+from rtprune.vision.engines import tensorrt
 from tests.export.described_tensorrt import described_tensorrt
 from tests.export.test_build import FAKE
 from tests.rtprune.vision.test_tensorrt_engine import Host
 
+pytestmark = pytest.mark.slow("runs the steps of a GPU export against descriptions, with transformers")
+
 ROOT = Path(__file__).resolve().parents[2]
+Tensors = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
-def graphs(random_checkpoint, tmp_path_factory) -> Path:
+def graphs(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the graph environment leaves for the GPU machine, of the modes tiny and small; the parent folder."""
     folder = tmp_path_factory.mktemp("gpu")
     options = ["--checkpoint", str(random_checkpoint), "--target", "gpu", "--modes", "tiny,small"]
@@ -38,7 +43,7 @@ def graphs(random_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def output(graphs, tmp_path) -> Path:
+def output(graphs: Path, tmp_path: Path) -> Path:
     """The same on the GPU machine, where the checkpoint isn't."""
     shutil.copytree(graphs / "engines.staging", tmp_path / "engines.staging")
     facts = tmp_path / "engines.staging" / "job.json"
@@ -47,12 +52,12 @@ def output(graphs, tmp_path) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with the described TensorRT and trtllm-build, whose decoder engine runs the CPU's weights."""
     monkeypatch.setitem(sys.modules, "tensorrt", described_tensorrt())
     monkeypatch.setattr(build, "_compute_capability", lambda: "9.0")
     monkeypatch.setattr(pipeline, "has_tensorrt", lambda: True)
-    monkeypatch.setattr(tensorrt_engine, "Cuda", Host)
+    monkeypatch.setattr(tensorrt, "Cuda", Host)
     control, programs = tmp_path / "control.json", tmp_path / "bin"
     control.write_text('"build"')
     programs.mkdir()
@@ -67,14 +72,14 @@ def gpu(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def torch_decoder(random_engines, monkeypatch):
+def torch_decoder(random_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT-LLM's place in the verification, taken by the PyTorch engine on the same weights."""
     monkeypatch.setattr(
         verify_engines, "open_decoder", lambda manifest, settings: torch_engine(random_engines)
     )
 
 
-def torch_engine(folder: Path):
+def torch_engine(folder: Path) -> TorchEngine:
     return open_torch_engine(
         folder / "decoder",
         precision="fp32",
@@ -86,7 +91,7 @@ def torch_engine(folder: Path):
     )
 
 
-def test_the_graph_environment_leaves_everything_for_the_gpu(graphs):
+def test_the_graph_environment_leaves_everything_for_the_gpu(graphs: Path) -> None:
     staging = graphs / "engines.staging"
     assert not (graphs / "engines").exists(), "nothing is in use before it is built and verified"
     assert {p.name for p in staging.iterdir()} == {
@@ -103,7 +108,9 @@ def test_the_graph_environment_leaves_everything_for_the_gpu(graphs):
     assert (staging / "graphs" / "vision-512.onnx").is_file()
 
 
-def test_build_verify_and_use(output, gpu, torch_decoder, capsys):
+def test_build_verify_and_use(
+    output: Path, gpu: None, torch_decoder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--target", "gpu", "--output", str(output)]
     assert main([*options, "build"]) == 0
     assert not output.exists()
@@ -130,17 +137,21 @@ def test_build_verify_and_use(output, gpu, torch_decoder, capsys):
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*.plan")} == before
 
 
-def test_another_tensorrt_builds_again_and_keeps_one_step_back(output, gpu, torch_decoder):
+def test_another_tensorrt_builds_again_and_keeps_one_step_back(
+    output: Path, gpu: None, torch_decoder: None
+) -> None:
     options = ["--target", "gpu", "--output", str(output)]
     assert main([*options, "build"]) == main([*options, "verify"]) == 0
-    sys.modules["tensorrt"].__version__ = "10.15.0.1"
+    vars(sys.modules["tensorrt"])["__version__"] = "10.15.0.1"
     assert main([*options, "build"]) == main([*options, "verify"]) == 0
     assert Manifest.load(output).vision[0].built_for["tensorrt"] == "10.15.0.1"
     previous = Manifest.load(output.with_name("engines.previous"))
     assert previous.vision[0].built_for["tensorrt"] != "10.15.0.1"
 
 
-def test_plans_that_compute_something_else_are_not_put_in_use(output, gpu, torch_decoder, capsys):
+def test_plans_that_compute_something_else_are_not_put_in_use(
+    output: Path, gpu: None, torch_decoder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--target", "gpu", "--output", str(output)]
     path = output.with_name("engines.staging") / "references" / VISION
     tensors = load_file(path)
@@ -152,7 +163,9 @@ def test_plans_that_compute_something_else_are_not_put_in_use(output, gpu, torch
     assert not output.exists()
 
 
-def test_without_tensorrt_or_earlier_steps_there_is_one_sentence(output, tmp_path, monkeypatch, capsys):
+def test_without_tensorrt_or_earlier_steps_there_is_one_sentence(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--target", "gpu", "--output"]
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(build, "_compute_capability", lambda: "9.0")
@@ -166,13 +179,15 @@ def test_without_tensorrt_or_earlier_steps_there_is_one_sentence(output, tmp_pat
     assert "The step vision needs a --checkpoint" in capsys.readouterr().err
 
 
-def test_a_step_that_was_not_run_is_named(output, gpu, capsys):
+def test_a_step_that_was_not_run_is_named(
+    output: Path, gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(output.with_name("engines.staging") / "references")
     assert main(["--target", "gpu", "--output", str(output), "build"]) == 1
     assert "holds references; run the steps vision, decoder and references first" in capsys.readouterr().err
 
 
-def test_the_cpu_engines_give_the_references(random_engines, graphs):
+def test_the_cpu_engines_give_the_references(random_engines: Path, graphs: Path) -> None:
     """Both comparisons on real engines: ONNX Runtime's graphs and the PyTorch decoder."""
     references = graphs / "engines.staging" / "references"
     manifest = Manifest.load(random_engines)
@@ -186,17 +201,21 @@ def test_the_cpu_engines_give_the_references(random_engines, graphs):
 
 class TestDecoderComparison:
     @pytest.fixture
-    def expected(self, graphs):
+    def expected(self, graphs: Path) -> Tensors:
         return load_file(graphs / "engines.staging" / "references" / DECODER)
 
-    def test_a_token_that_the_reference_comes_nowhere_near(self, random_engines, expected):
+    def test_a_token_that_the_reference_comes_nowhere_near(
+        self, random_engines: Path, expected: Tensors
+    ) -> None:
         wrong = dict(expected)
         wrong["tokens.3"] = expected["tokens.3"].copy()
         wrong["tokens.3"][2] += 1
         with pytest.raises(EngineError, match="answer to prompt 3 has token .* at place 2"):
             list(compare_decoder(Manifest.load(random_engines), wrong))
 
-    def test_a_close_second_choice_is_accepted_and_a_far_one_is_not(self, random_engines, expected):
+    def test_a_close_second_choice_is_accepted_and_a_far_one_is_not(
+        self, random_engines: Path, expected: Tensors
+    ) -> None:
         close = dict(expected)
         close["tokens.3"], close["second.3"] = expected["tokens.3"].copy(), expected["second.3"].copy()
         close["second.3"][2], close["tokens.3"][2] = expected["tokens.3"][2], expected["second.3"][2]
@@ -206,7 +225,7 @@ class TestDecoderComparison:
             assert (check.error < check.limit) == (margin == 0.001)
             assert "2 of" in check.name
 
-    def test_an_engine_that_agrees_with_nothing(self, random_engines, expected):
+    def test_an_engine_that_agrees_with_nothing(self, random_engines: Path, expected: Tensors) -> None:
         other = {
             name: (np.ones_like(value) if name.startswith("margin") else value)
             for name, value in expected.items()
@@ -217,13 +236,13 @@ class TestDecoderComparison:
         *_, last = compare_decoder(Manifest.load(random_engines), other)
         assert last.error == 1.0 > last.limit
 
-    def test_a_prompt_that_the_engine_refuses(self, random_engines, expected):
+    def test_a_prompt_that_the_engine_refuses(self, random_engines: Path, expected: Tensors) -> None:
         wrong = dict(expected) | {"ids.0": np.full(3, 10**6, np.int32)}
         with pytest.raises(InvalidInput, match="Token ids must lie in"):
             list(compare_decoder(Manifest.load(random_engines), wrong))
 
 
-def test_first_difference():
+def test_first_difference() -> None:
     def place(a: list[int], b: list[int]) -> int:
         return first_difference(np.array(a, np.int32), np.array(b, np.int32))
 
@@ -233,7 +252,7 @@ def test_first_difference():
     assert place([], [1]) == 0
 
 
-def test_the_build_environment_needs_no_transformers(output):
+def test_the_build_environment_needs_no_transformers(output: Path) -> None:
     """What runs in the container imports without transformers, onnx and ONNX Runtime."""
     code = (
         "import sys\n"

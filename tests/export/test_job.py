@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,17 +12,22 @@ from rtprune.errors import InvalidInput
 
 
 def job(tmp_path: Path, **changes: object) -> Job:
-    asked: dict = {"checkpoint": tmp_path, "target": "cpu", "modes": "base", "output": tmp_path / "engines"}
+    asked: dict[str, Any] = {
+        "checkpoint": tmp_path,
+        "target": "cpu",
+        "modes": "base",
+        "output": tmp_path / "engines",
+    }
     return Job.of(**(asked | changes))
 
 
-def test_modes_become_sides(tmp_path):
+def test_modes_become_sides(tmp_path: Path) -> None:
     assert job(tmp_path, modes="gundam, tiny").modes == ("tiny", "gundam")
     assert job(tmp_path, modes="gundam,tiny").sides == (512, 640, 1024)
     assert job(tmp_path, modes="tiny,small,base,large,gundam").sides == (512, 640, 1024, 1280)
 
 
-def test_defaults_by_target(tmp_path):
+def test_defaults_by_target(tmp_path: Path) -> None:
     assert (job(tmp_path).vision_precision, job(tmp_path).decoder_precision) == ("fp32", "auto")
     gpu = job(tmp_path, target="gpu")
     assert (gpu.vision_precision, gpu.decoder_precision) == ("fp16", "bf16")
@@ -46,7 +52,9 @@ def test_defaults_by_target(tmp_path):
         ({"output": Path(__file__)}, "is a file; the engines need a folder"),
     ],
 )
-def test_what_does_not_exist_is_told_in_one_sentence(tmp_path, changes, sentence):
+def test_what_does_not_exist_is_told_in_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(InvalidInput) as error:
         job(tmp_path, **changes)
     assert sentence in str(error.value)

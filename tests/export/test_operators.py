@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.checkpoint import Checkpoint
 from export.onnx_graph import WeightFile
 from export.operators import ELEMENT_TYPES, check_graph, operator_table, require_supported
-from export.random_checkpoint import write_random_checkpoint
 from export.vision_graph import GraphSettings, write_vision_graph
 from rtprune.errors import EngineError
 from rtprune.modes import MODES
-from training.config import published_config
+from training.config import checkpoint_config
+from training.random_checkpoint import write_random_checkpoint
 
+Constant = NDArray[Any] | np.generic
 FLOAT, HALF, INT64, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.UINT8
 
 
-def graph(nodes, constants=(), *, kind=FLOAT, shape=("N", 4, 8, 8), opset=18, output=FLOAT):
+def graph(
+    nodes: list[NodeProto],
+    constants: Mapping[str, Constant] = {},
+    *,
+    kind: int = FLOAT,
+    shape: Sequence[int | str] = ("N", 4, 8, 8),
+    opset: int = 18,
+    output: int = FLOAT,
+) -> onnx.ModelProto:
     """A one-input, one-output model; `constants` maps names to arrays."""
     return helper.make_model(
         helper.make_graph(
@@ -28,17 +42,23 @@ def graph(nodes, constants=(), *, kind=FLOAT, shape=("N", 4, 8, 8), opset=18, ou
             "graph",
             [helper.make_tensor_value_info("x", kind, shape)],
             [helper.make_tensor_value_info("y", output, None)],
-            [numpy_helper.from_array(np.asarray(v), k) for k, v in dict(constants).items()],
+            [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", opset)],
     )
 
 
-def node(operator, inputs, outputs=("y",), name="bad", **attributes):
+def node(
+    operator: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str] = ("y",),
+    name: str = "bad",
+    **attributes: Any,
+) -> NodeProto:
     return helper.make_node(operator, list(inputs), list(outputs), name=name, **attributes)
 
 
-def resize(**attributes):
+def resize(**attributes: Any) -> onnx.ModelProto:
     return graph([node("Resize", ["x", "", "", "sizes"], **attributes)], SIZES)
 
 
@@ -123,7 +143,7 @@ SIZES = {"sizes": np.array([1, 4, 16, 16], np.int64)}
         (graph([node("EyeLike", ["x"])], shape=("N", 4)), "fixed shape"),
     ],
 )
-def test_refused(model, reason, tmp_path):
+def test_refused(model: onnx.ModelProto, reason: str, tmp_path: Path) -> None:
     found = check_graph(model)
     assert any(reason in str(v) for v in found), [str(v) for v in found]
     path = tmp_path / "bad.onnx"
@@ -132,19 +152,19 @@ def test_refused(model, reason, tmp_path):
         require_supported(path)
 
 
-def test_the_violation_names_the_node():
+def test_the_violation_names_the_node() -> None:
     model = graph([node("Relu", ["x"], ["r"], "fine"), node("Det", ["r"], name="encoder/det")])
     (violation,) = check_graph(model)
     assert (violation.node, violation.operator) == ("encoder/det", "Det")
     assert "fine" not in str(violation)
 
 
-def test_nodes_without_a_name_are_counted():
+def test_nodes_without_a_name_are_counted() -> None:
     model = graph([node("Relu", ["x"], ["r"], ""), node("Det", ["r"], name="")])
     assert check_graph(model)[0].node == "#1"
 
 
-def test_a_shape_from_the_batch_is_no_data():
+def test_a_shape_from_the_batch_is_no_data() -> None:
     """Reshape by a Shape of the input, what the exporter writes for a dynamic batch."""
     model = graph(
         [
@@ -174,13 +194,14 @@ class Encoder(torch.nn.Module):
         x = self.patch(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
         a = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return torch.nn.functional.gelu(self.out(a)) + x
+        result: torch.Tensor = torch.nn.functional.gelu(self.out(a)) + x
+        return result
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_random_checkpoint(folder, published_config(300))
+    write_random_checkpoint(folder, checkpoint_config(300))
     return Checkpoint.open(folder)
 
 
@@ -190,7 +211,9 @@ def checkpoint(tmp_path_factory):
     [GraphSettings.for_cpu(), GraphSettings.for_gpu(torch.float16), GraphSettings.for_gpu(torch.bfloat16)],
     ids=["cpu", "fp16", "bf16"],
 )
-def test_every_graph_of_an_export_passes(checkpoint, tmp_path, settings, side):
+def test_every_graph_of_an_export_passes(
+    checkpoint: Checkpoint, tmp_path: Path, settings: GraphSettings, side: int
+) -> None:
     path, weights = tmp_path / "vision.onnx", WeightFile(tmp_path / "vision.weights")
     write_vision_graph(
         path,
@@ -206,7 +229,7 @@ def test_every_graph_of_an_export_passes(checkpoint, tmp_path, settings, side):
     require_supported(path)
 
 
-def test_a_graph_of_an_export_with_one_wrong_node_fails(checkpoint, tmp_path):
+def test_a_graph_of_an_export_with_one_wrong_node_fails(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The check looks into the real graph: one attribute, one operator, one type at a time."""
     path, weights = tmp_path / "vision.onnx", WeightFile(tmp_path / "vision.weights")
     write_vision_graph(
@@ -232,7 +255,8 @@ def test_a_graph_of_an_export_with_one_wrong_node_fails(checkpoint, tmp_path):
     assert "only the batch dimension may be free" in [v.reason for v in check_graph(model)]
 
 
-def test_what_a_tracing_exporter_writes():
+@pytest.mark.slow("exports a graph with the tracing exporter")
+def test_what_a_tracing_exporter_writes() -> None:
     """Its operators pass but for one thing: it reads the free batch from the UINT8 input."""
     program = torch.onnx.export(
         Encoder().eval(),
@@ -241,12 +265,13 @@ def test_what_a_tracing_exporter_writes():
         dynamo=True,
         verbose=False,
     )
+    assert program is not None
     found = check_graph(program.model_proto)
     assert {v.operator for v in found} == {"Shape"}
     assert all("'images' is UINT8" in v.reason for v in found)
 
 
-def test_the_table_says_where_it_comes_from():
+def test_the_table_says_where_it_comes_from() -> None:
     table = operator_table()
     assert table["source"]
     assert table["rule"]
@@ -257,7 +282,7 @@ def test_the_table_says_where_it_comes_from():
 
 
 @pytest.mark.parametrize("operator", sorted(operator_table()["operators"]))
-def test_every_row_of_the_table_fits_the_onnx_standard(operator):
+def test_every_row_of_the_table_fits_the_onnx_standard(operator: str) -> None:
     """A mistyped attribute, index or type would never be looked at."""
     rules = operator_table()["operators"][operator]
     schema = onnx.defs.get_schema(operator, operator_table()["opset"][1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def values(spec: TensorSpec, seed: int = 0) -> torch.Tensor:
 @given(
     st.dictionaries(st.text("abc.", min_size=1), st.tuples(st.sampled_from(list(DTYPES)), SHAPES), min_size=1)
 )
-def test_the_library_reads_what_was_written(tmp_path_factory, content):
+def test_the_library_reads_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, content: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
     path = tmp_path_factory.mktemp("writer") / "file.safetensors"
     specs = {name: TensorSpec(dtype, shape) for name, (dtype, shape) in content.items()}
     tensors = {name: values(spec, i) for i, (name, spec) in enumerate(specs.items())}
@@ -43,12 +47,12 @@ def test_the_library_reads_what_was_written(tmp_path_factory, content):
         assert file.metadata() == {"format": "pt"}
 
 
-def broken(_):
+def broken(_: str) -> Iterator[torch.Tensor]:
     yield torch.zeros(2)
     raise InvalidInput("the source is broken")
 
 
-def interrupted(_):
+def interrupted(_: str) -> Iterator[torch.Tensor]:
     yield torch.zeros(2)
     raise KeyboardInterrupt
 
@@ -64,7 +68,9 @@ def interrupted(_):
     ],
     ids=["short", "long", "another type", "broken source", "Ctrl-C"],
 )
-def test_an_error_keeps_the_older_file(tmp_path, parts, error, match):
+def test_an_error_keeps_the_older_file(
+    tmp_path: Path, parts: Callable[[str], Iterable[torch.Tensor]], error: type[BaseException], match: str
+) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"older")
     with pytest.raises(error, match=match):
@@ -73,7 +79,7 @@ def test_an_error_keeps_the_older_file(tmp_path, parts, error, match):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_small_disk(tmp_path):
+def test_a_small_disk(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"GB free, and 1000000000\.0 GB are needed"):
         require_space(tmp_path, 10**18)
     with pytest.raises(InvalidInput, match="are needed"):
@@ -81,7 +87,7 @@ def test_a_small_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fails_while_writing(tmp_path):
+def test_a_disk_that_fails_while_writing(tmp_path: Path) -> None:
     target = tmp_path / "file.safetensors"
     (tmp_path / "file.safetensors.partial").symlink_to("/dev/full")
     with pytest.raises(EngineError, match="couldn't be written: No space left on device"):

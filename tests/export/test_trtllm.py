@@ -7,17 +7,21 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from export.safetensors_writer import WrittenFile
 from export.trtllm import DecoderShape, convert, layout
 from rtprune.errors import InvalidInput
 from tests.export.bigfile import write_source
 from tests.export.decoders import VISION, Decoder, language_config, make_decoder
 from tests.export.trtllm_layout import logits
+
+pytestmark = pytest.mark.slow("converts checkpoints of a size that shows memory")
 
 PUBLISHED = language_config(
     hidden_size=1280,
@@ -34,17 +38,18 @@ PUBLISHED = language_config(
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Decoder:
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return make_decoder(tmp_path_factory.mktemp("decoder"))
 
 
-def write(decoder: Decoder, folder: Path, **options):
+def write(decoder: Decoder, folder: Path, **options: Any) -> WrittenFile:
     return convert(decoder, decoder.config, folder, ignored=VISION, **options)
 
 
 def transformers_logits(decoder: Decoder, **inputs: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return decoder.model.float()(**inputs, use_cache=False).logits[0]
+        found: torch.Tensor = decoder.model(**inputs, use_cache=False).logits[0]
+    return found
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -52,7 +57,9 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) 
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 1e-5), ("float16", 1e-4)])
-def test_the_layout_gives_the_logits_of_transformers(decoder, tmp_path, precision, tolerance):
+def test_the_layout_gives_the_logits_of_transformers(
+    decoder: Decoder, tmp_path: Path, precision: str, tolerance: float
+) -> None:
     write(decoder, tmp_path, precision=precision)
     ids = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(1))
     expected = transformers_logits(decoder, input_ids=ids[None])
@@ -60,7 +67,7 @@ def test_the_layout_gives_the_logits_of_transformers(decoder, tmp_path, precisio
     assert_close(logits(tmp_path, ids), expected, tolerance)
 
 
-def test_visual_tokens_come_from_the_prompt_table(decoder, tmp_path):
+def test_visual_tokens_come_from_the_prompt_table(decoder: Decoder, tmp_path: Path) -> None:
     write(decoder, tmp_path)
     table = torch.randn(6, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     ids = torch.tensor([0, *range(300, 306), 7, 8, 9])
@@ -80,7 +87,7 @@ def test_visual_tokens_come_from_the_prompt_table(decoder, tmp_path):
     ],
     ids=["grouped heads", "all experts", "dense only", "odd sizes"],
 )
-def test_other_shapes(tmp_path, changes):
+def test_other_shapes(tmp_path: Path, changes: dict[str, Any]) -> None:
     decoder = make_decoder(tmp_path / "source", seed=3, **changes)
     write(decoder, tmp_path)
     ids = torch.randint(0, decoder.config["vocab_size"], (20,), generator=torch.Generator().manual_seed(4))
@@ -90,7 +97,9 @@ def test_other_shapes(tmp_path, changes):
 @pytest.mark.parametrize(
     "name", ["layers.1.mlp.fc", "layers.1.mlp.shared_expert.fc", "layers.0.attention.qkv"]
 )
-def test_the_interpreter_notices_halves_in_the_wrong_order(decoder, tmp_path, name):
+def test_the_interpreter_notices_halves_in_the_wrong_order(
+    decoder: Decoder, tmp_path: Path, name: str
+) -> None:
     write(decoder, tmp_path)
     stored = load_file(tmp_path / "rank0.safetensors")
     weight = stored[f"transformer.{name}.weight"]
@@ -101,7 +110,7 @@ def test_the_interpreter_notices_halves_in_the_wrong_order(decoder, tmp_path, na
     assert (logits(tmp_path, ids) - expected).abs().max() / expected.abs().max() > 0.01
 
 
-def test_every_source_tensor_is_used_once_and_comes_back(decoder, tmp_path):
+def test_every_source_tensor_is_used_once_and_comes_back(decoder: Decoder, tmp_path: Path) -> None:
     write(decoder, tmp_path)
     targets = list(layout(DecoderShape.of(decoder.config), torch.bfloat16))
     used = Counter(key for t in targets for key, _ in t.sources)
@@ -119,7 +128,7 @@ def test_every_source_tensor_is_used_once_and_comes_back(decoder, tmp_path):
         assert not len(rows)
 
 
-def test_the_parameters_of_the_published_decoder():
+def test_the_parameters_of_the_published_decoder() -> None:
     """DeepSeek-OCR's 3,336,106,240 less the encoder, the projector and the two vectors."""
     targets = list(layout(DecoderShape.of(PUBLISHED), torch.bfloat16))
     keys = [key for t in targets for key, _ in t.sources]
@@ -128,7 +137,7 @@ def test_the_parameters_of_the_published_decoder():
     assert parameters == sum(torch.Size(t.shape).numel() for t in targets) == 2_934_734_080
 
 
-def test_config_json(decoder, tmp_path):
+def test_config_json(decoder: Decoder, tmp_path: Path) -> None:
     """Every key is a keyword of 1.2.1's DeepSeekV1Config or PretrainedConfig, or `moe_intermediate_size`."""
     write(decoder, tmp_path, precision="float16")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -157,7 +166,7 @@ def test_config_json(decoder, tmp_path):
     assert config["norm_epsilon"] == 1e-6
 
 
-def test_int8_weight_only_changes_the_configuration_alone(tmp_path):
+def test_int8_weight_only_changes_the_configuration_alone(tmp_path: Path) -> None:
     decoder = make_decoder(tmp_path / "source")
     plain, int8 = write(decoder, tmp_path / "plain"), write(decoder, tmp_path / "int8", weight_only="int8")
     assert plain.sha256 == int8.sha256
@@ -170,7 +179,9 @@ def test_int8_weight_only_changes_the_configuration_alone(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"weight_only": "fp8"}, {"precision": "float32"}, {"precision": "int8"}])
-def test_what_the_version_cannot_do_is_refused(decoder, tmp_path, options):
+def test_what_the_version_cannot_do_is_refused(
+    decoder: Decoder, tmp_path: Path, options: dict[str, str]
+) -> None:
     with pytest.raises(InvalidInput, match=r"1\.2\.1|float16 or bfloat16"):
         write(decoder, tmp_path, **options)
 
@@ -198,19 +209,19 @@ class TestBadTensors:
         assert not (folder / "rank0.safetensors").exists()
         assert not list(folder.glob("*.partial"))
 
-    def test_missing(self, decoder, tmp_path, key):
+    def test_missing(self, decoder: Decoder, tmp_path: Path, key: str) -> None:
         self.refuse(self.changed(decoder, **{key: None}), tmp_path, key, "lacks")
 
-    def test_misshapen(self, decoder, tmp_path, key):
+    def test_misshapen(self, decoder: Decoder, tmp_path: Path, key: str) -> None:
         bad = self.changed(decoder, **{key: decoder.weights[key][:-1]})
         self.refuse(bad, tmp_path, key, r"has the shape \(\d+")
 
-    def test_extra(self, decoder, tmp_path, key):
+    def test_extra(self, decoder: Decoder, tmp_path: Path, key: str) -> None:
         extra = key.replace("weight", "bias")
         self.refuse(self.changed(decoder, **{extra: torch.zeros(3)}), tmp_path, extra, "doesn't have")
 
     @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e5])
-    def test_values(self, decoder, tmp_path, key, value):
+    def test_values(self, decoder: Decoder, tmp_path: Path, key: str, value: float) -> None:
         weight = decoder.weights[key].clone()
         weight.view(-1)[-1] = value
         bad = self.changed(decoder, **{key: weight})
@@ -221,7 +232,9 @@ class TestBadTensors:
         self.refuse(bad, tmp_path, key, reason)
 
 
-def test_a_failed_conversion_leaves_no_older_weights_beside_a_new_configuration(decoder, tmp_path):
+def test_a_failed_conversion_leaves_no_older_weights_beside_a_new_configuration(
+    decoder: Decoder, tmp_path: Path
+) -> None:
     write(decoder, tmp_path)
     weight = decoder.weights["lm_head.weight"].clone()
     weight[0, 0] = float("nan")
@@ -248,19 +261,21 @@ def test_a_failed_conversion_leaves_no_older_weights_beside_a_new_configuration(
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ],
 )
-def test_configurations_that_the_graph_cannot_compute(decoder, tmp_path, changes, sentence):
+def test_configurations_that_the_graph_cannot_compute(
+    decoder: Decoder, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(InvalidInput, match=sentence) as error:
         convert(decoder, {**decoder.config, **changes}, tmp_path, ignored=VISION)
     assert "\n" not in str(error.value)
 
 
-def test_a_configuration_without_a_size(decoder, tmp_path):
+def test_a_configuration_without_a_size(decoder: Decoder, tmp_path: Path) -> None:
     config = {k: v for k, v in decoder.config.items() if k != "moe_intermediate_size"}
     with pytest.raises(InvalidInput, match="moe_intermediate_size"):
         convert(decoder, config, tmp_path, ignored=VISION)
 
 
-def test_progress_counts_every_byte(decoder, tmp_path):
+def test_progress_counts_every_byte(decoder: Decoder, tmp_path: Path) -> None:
     seen: dict[str, int] = {}
     written = write(decoder, tmp_path, on_tensor=seen.__setitem__)
     with safe_open(tmp_path / "rank0.safetensors", framework="pt") as file:
@@ -272,6 +287,7 @@ def test_progress_counts_every_byte(decoder, tmp_path):
 MEASURE = """
 import sys, torch
 from pathlib import Path
+from export.safetensors_writer import WrittenFile
 from export.trtllm import convert
 from export.checkpoint import Checkpoint
 from tests.export.bigfile import peak_bytes
@@ -286,13 +302,15 @@ print(peak_bytes() - before)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     folder = tmp_path_factory.mktemp("large")
     return folder / "source", write_source(folder / "source")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_memory_stays_far_below_the_checkpoint(large, tmp_path, precision):
+def test_memory_stays_far_below_the_checkpoint(
+    large: tuple[Path, int], tmp_path: Path, precision: str
+) -> None:
     """A 500 MB decoder converts in less than half of its size: it is never in memory as a whole."""
     source, size = large
     assert size > 450e6

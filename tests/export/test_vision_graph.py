@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from export.checkpoint import Checkpoint
@@ -20,6 +22,9 @@ from export.verify import TOLERANCE, relative_error
 from export.vision_graph import GraphSettings, block_count, write_vision_graph
 from rtprune.errors import InvalidInput
 from rtprune.vision.engines.base import INPUT, OUTPUT
+from tests.export.conftest import Comparison
+
+pytestmark = pytest.mark.slow("runs transformers' encoder beside the graphs")
 
 SIDES = (512, 640, 1024, 1280)
 SETTINGS = {
@@ -46,17 +51,17 @@ def write(folder: Path, checkpoint: Checkpoint, sides: tuple[int, ...], settings
 
 
 @pytest.fixture(scope="module")
-def graphs(opened, tmp_path_factory) -> dict[str, Path]:
+def graphs(opened: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: write(tmp_path_factory.mktemp(name), opened, SIDES, settings)
         for name, settings in SETTINGS.items()
     }
 
 
-def run(path: Path, images: np.ndarray) -> np.ndarray:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
-        [OUTPUT], {INPUT: images}
-    )[0]
+def run(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    tokens: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
+    return tokens
 
 
 def widened(path: Path) -> Path:
@@ -80,7 +85,9 @@ def widened(path: Path) -> Path:
     ("precision", "side"),
     [(p, s) for p in SETTINGS for s in SIDES if p != "bf16" or s <= 640],
 )
-def test_tokens_are_those_of_transformers(graphs, expected, side, precision):
+def test_tokens_are_those_of_transformers(
+    graphs: dict[str, Path], expected: Callable[[int], Comparison], side: int, precision: str
+) -> None:
     images, tokens = expected(side)
     path = graphs[precision] / f"{side}.onnx"
     if precision == "bf16":
@@ -96,7 +103,7 @@ def test_tokens_are_those_of_transformers(graphs, expected, side, precision):
 
 @pytest.mark.parametrize("precision", SETTINGS)
 @pytest.mark.parametrize("side", SIDES)
-def test_tensorrt_takes_the_graph(graphs, side, precision):
+def test_tensorrt_takes_the_graph(graphs: dict[str, Path], side: int, precision: str) -> None:
     path = graphs[precision] / f"{side}.onnx"
     assert check_graph(path) == []
     model = onnx.load(path, load_external_data=False)
@@ -107,7 +114,7 @@ def test_tensorrt_takes_the_graph(graphs, side, precision):
     assert [d.dim_value or d.dim_param for d in image.type.tensor_type.shape.dim] == ["batch", side, side, 3]
 
 
-def test_half_precision_is_wide_where_it_has_to_be(graphs):
+def test_half_precision_is_wide_where_it_has_to_be(graphs: dict[str, Path]) -> None:
     """LayerNorm and softmax read FP32; every product reads FP16."""
     model = onnx.shape_inference.infer_shapes(
         onnx.load(graphs["fp16"] / "640.onnx", load_external_data=False), strict_mode=True
@@ -120,7 +127,7 @@ def test_half_precision_is_wide_where_it_has_to_be(graphs):
             assert types[node.input[0]] == TensorProto.FLOAT16, node.name
 
 
-def test_all_sizes_share_one_file_of_weights(graphs, opened):
+def test_all_sizes_share_one_file_of_weights(graphs: dict[str, Path], opened: Checkpoint) -> None:
     """The encoder's weights are written once; only position tables come again with each size."""
     model = 4 * opened.parameters("model.sam_model.", "model.vision_model.", "model.projector.")
     assert (graphs["fp32"] / "weights").stat().st_size < 2 * model
@@ -133,7 +140,9 @@ def test_all_sizes_share_one_file_of_weights(graphs, opened):
     assert all(len(found) == 1 for found in places.values())
 
 
-def test_attention_in_blocks_is_attention_at_once(opened, expected, tmp_path):
+def test_attention_in_blocks_is_attention_at_once(
+    opened: Checkpoint, expected: Callable[[int], Comparison], tmp_path: Path
+) -> None:
     images, tokens = expected(640)
     whole = write(tmp_path, opened, (640,), GraphSettings(score_bytes=0))
     at_once = run(whole / "640.onnx", images)
@@ -145,24 +154,19 @@ def test_attention_in_blocks_is_attention_at_once(opened, expected, tmp_path):
     assert relative_error(at_once, tokens) < TOLERANCE["fp32"]
 
 
-def test_a_weight_beyond_half_precision_is_refused_by_name(opened, tmp_path):
-    name = "model.sam_model.blocks.0.mlp.lin1.weight"
+def test_a_weight_beyond_half_precision_is_refused_by_name(opened: Checkpoint, tmp_path: Path) -> None:
+    large = "model.sam_model.blocks.0.mlp.lin1.weight"
 
-    class Large:
-        architecture = opened.architecture
+    class Large(Checkpoint):
+        def read(self, name: str) -> torch.Tensor:
+            return super().read(name) * (1e6 if name == large else 1)
 
-        def shape(self, key: str) -> tuple[int, ...]:
-            return opened.shape(key)
-
-        def read(self, key: str) -> torch.Tensor:
-            return opened.read(key) * (1e6 if key == name else 1)
-
-    with pytest.raises(InvalidInput, match=f"{name} holds .* beyond torch.float16; export in bfloat16"):
-        write(tmp_path, Large(), (512,), SETTINGS["fp16"])
+    with pytest.raises(InvalidInput, match=f"{large} holds .* beyond torch.float16; export in bfloat16"):
+        write(tmp_path, Large.open(opened.folder), (512,), SETTINGS["fp16"])
 
 
 @given(side=st.integers(8, 80), heads=st.integers(1, 12), limit=st.integers(0, 2**28))
-def test_blocks_divide_the_grid_and_fit(side, heads, limit):
+def test_blocks_divide_the_grid_and_fit(side: int, heads: int, limit: int) -> None:
     scores = heads * side**4 * 4
     blocks = block_count(side, scores, limit)
     assert side % blocks == 0

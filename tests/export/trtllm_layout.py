@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -46,11 +47,11 @@ def logits(folder: Path, ids: torch.Tensor, prompt_table: torch.Tensor | None = 
     return linear(_norm(config, x, w["transformer.ln_f.weight"]), w["lm_head.weight"])
 
 
-def _norm(config: dict, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _norm(config: dict[str, Any], x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config["norm_epsilon"]) * weight
 
 
-def _attention(config: dict, w: Tensors, x: torch.Tensor) -> torch.Tensor:
+def _attention(config: dict[str, Any], w: Tensors, x: torch.Tensor) -> torch.Tensor:
     heads, kv_heads, size = (config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_size"))
     qkv = linear(x, w["attention.qkv.weight"]).unflatten(-1, (heads + 2 * kv_heads, size)).transpose(0, 1)
     q, k, v = qkv.split((heads, kv_heads, kv_heads))
@@ -79,7 +80,7 @@ def _swiglu_mlp(fc: torch.Tensor, proj: torch.Tensor, x: torch.Tensor) -> torch.
     return linear(straight * silu(activated), proj)
 
 
-def _shared_moe(config: dict, w: Tensors, x: torch.Tensor) -> torch.Tensor:
+def _shared_moe(config: dict[str, Any], w: Tensors, x: torch.Tensor) -> torch.Tensor:
     moe = config["moe"]
     assert moe["normalization_mode"] == 0
     assert w["mlp.fc.weight"].shape[0] == moe["num_experts"]

@@ -1,8 +1,9 @@
-"""The two distributions: what their wheels hold, what they bring into an empty environment, and that they work there."""
+"""The two distributions: what their wheels hold, what they bring into an empty environment, that they work there."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Insta
 
 
 def _run(line: list[str]) -> None:
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Else pip takes a checkout that is on the path for an installed package.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -114,6 +117,8 @@ def test_the_client_s_command_and_library_are_there(installed: Callable[[str], I
     done = subprocess.run(line, cwd=client.wheel.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, "No server answers" in done.stderr) == (4, True), done.stderr
     assert "Traceback" not in done.stderr
-    code = "from importlib.resources import files; import deepseek_ocr_client as c; print(c.OcrClient.__name__, "
+    code = (
+        "from importlib.resources import files; import deepseek_ocr_client as c; print(c.OcrClient.__name__, "
+    )
     code += "[f.name for f in files('deepseek_ocr_client.show').iterdir() if f.name.endswith('.html')])"
     assert client.run(code).split() == ["OcrClient", "['page.html']"]

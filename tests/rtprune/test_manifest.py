@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / MANIFEST).write_text(json.dumps(content | changes))
 
 
-def test_what_the_stages_ask_for(folder):
+def test_what_the_stages_ask_for(folder: Path) -> None:
     manifest = Manifest.load(folder)
     assert manifest.folder == folder
     assert manifest.tokenizer == folder / "tokens" / "tokenizer.json"
@@ -36,14 +37,16 @@ def test_what_the_stages_ask_for(folder):
     json.dumps(facts)
 
 
-def test_a_relative_folder_stays_right_when_the_process_moves(folder, monkeypatch):
+def test_a_relative_folder_stays_right_when_the_process_moves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     manifest = Manifest.load(Path("engines"))
     monkeypatch.chdir("/")
     assert manifest.tokenizer.is_file()
 
 
-def test_no_engines_says_how_to_write_them(tmp_path):
+def test_no_engines_says_how_to_write_them(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"holds no engines .*python -m export"):
         Manifest.load(tmp_path)
 
@@ -64,7 +67,7 @@ def test_no_engines_says_how_to_write_them(tmp_path):
         ({"tokenizer_file": {"path": "x", "sha256": "0", "bytes": 1}}, "tokenizer_file.sha256"),
     ],
 )
-def test_what_is_wrong_is_named(folder, changes, sentence):
+def test_what_is_wrong_is_named(folder: Path, changes: dict[str, object], sentence: str) -> None:
     edit(folder, **changes)
     with pytest.raises(EngineError) as error:
         Manifest.load(folder)
@@ -72,14 +75,14 @@ def test_what_is_wrong_is_named(folder, changes, sentence):
     assert "\n" not in str(error.value)
 
 
-def test_one_side_has_one_engine(folder):
+def test_one_side_has_one_engine(folder: Path) -> None:
     content = json.loads((folder / MANIFEST).read_text())
     edit(folder, vision=[content["vision"][0]] * 2)
     with pytest.raises(EngineError, match="a side has two vision entries"):
         Manifest.load(folder)
 
 
-def test_files_are_checked(folder):
+def test_files_are_checked(folder: Path) -> None:
     path = folder / "vision" / "vision-640.onnx"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -95,7 +98,7 @@ def test_files_are_checked(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"1"])
-def test_other_content_is_one_sentence(folder, content):
+def test_other_content_is_one_sentence(folder: Path, content: Any) -> None:
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(EngineError, match=MANIFEST) as error:
         Manifest.load(folder)
@@ -109,7 +112,7 @@ JSON = st.recursive(
 
 
 @given(content=JSON, name=st.sampled_from(sorted(Manifest.model_fields)))
-def test_any_json_is_taken_or_refused_in_one_sentence(random_engines, content, name):
+def test_any_json_is_taken_or_refused_in_one_sentence(random_engines: Path, content: Any, name: str) -> None:
     whole = json.loads((random_engines / MANIFEST).read_text())
     for candidate in (content, whole | {name: content}):
         try:

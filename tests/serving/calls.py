@@ -1,4 +1,4 @@
-"""Calls of the server's front doors with Triton's own clients: the contract, with nothing of ours in between."""
+"""Calls of the server's endpoints with Triton's own clients: the contract, with nothing of ours in between."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 import tritonclient.http as http
+from numpy.typing import NDArray
 
+from rtprune.contract import INPUTS
 from tests.serving.running import RunningServer
 
-TYPES: dict[str, tuple[str, Any]] = {
-    "IMAGE": ("BYTES", np.object_),
-    "PROMPT": ("BYTES", np.object_),
-    "MODE": ("BYTES", np.object_),
-    "RETENTION": ("FP32", np.float32),
-    "MAX_TOKENS": ("INT32", np.int32),
-    "NO_REPEAT_NGRAM": ("INT32", np.int32),
-    "TIME_LIMIT": ("FP32", np.float32),
-}
+NUMPY: dict[str, Any] = {"BYTES": np.object_, "FP32": np.float32, "INT32": np.int32}
+DTYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
 FREE_OCR = "<image>\nFree OCR."
 
 
@@ -33,12 +28,12 @@ class Answer:
     """One page's answer, put together from however many responses it came in."""
 
     text: str = ""
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
 
     @property
     def reason(self) -> str:
-        return self.outputs["FINISH_REASON"][0].decode()
+        return str(self.outputs["FINISH_REASON"][0].decode())
 
     def add(self, result: Any, names: list[str]) -> None:
         found = {name: result.as_numpy(name) for name in names}
@@ -48,13 +43,15 @@ class Answer:
         self.text += piece
 
 
-def arrays(image: bytes, **options: Any) -> dict[str, np.ndarray]:
+def arrays(image: bytes, **options: Any) -> dict[str, NDArray[Any]]:
     """The inputs of a call as arrays: mode="tiny" becomes MODE, and so on."""
     found = {"IMAGE": np.array([image], dtype=np.object_)}
     for key, value in options.items():
         name = key.upper()
         value = value.encode() if isinstance(value, str) else value
-        found[name] = np.array(value if isinstance(value, (list, tuple)) else [value], dtype=TYPES[name][1])
+        found[name] = np.array(
+            value if isinstance(value, (list, tuple)) else [value], dtype=NUMPY[DTYPES[name]]
+        )
     return found
 
 
@@ -62,7 +59,7 @@ def inputs(protocol: Any, image: bytes, **options: Any) -> list[Any]:
     """The inputs of a call for `protocol`, tritonclient's grpc or http module."""
     made = []
     for name, value in arrays(image, **options).items():
-        tensor = protocol.InferInput(name, list(value.shape), TYPES[name][0])
+        tensor = protocol.InferInput(name, list(value.shape), DTYPES[name])
         tensor.set_data_from_numpy(value)
         made.append(tensor)
     return made
@@ -100,7 +97,8 @@ def stream(server: RunningServer, image: bytes, request_id: str = "", **options:
 
     Raises the InferenceServerException that the server sent, if it sent one.
     """
-    answer, results = Answer(), queue.Queue()
+    answer = Answer()
+    results: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(server.grpc_url) as client:
         client.start_stream(lambda result, error: results.put((result, error)))
         client.async_stream_infer(
@@ -135,9 +133,11 @@ def generate(
     )
     try:
         with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
-            return {"status": response.status} | json.load(response)
+            fields: dict[str, Any] = json.load(response)
+            return {"status": response.status} | fields
     except urllib.error.HTTPError as error:
-        return {"status": error.code} | json.load(error)
+        fields = json.load(error)
+        return {"status": error.code} | fields
 
 
 def generate_stream(server: RunningServer, image: bytes, **options: Any) -> list[dict[str, Any]]:

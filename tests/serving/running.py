@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -16,16 +17,23 @@ import tritonclient.grpc as triton
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+# Below what Linux gives to outgoing connections, and a range for each test process: no two take the same one.
+_PORTS = itertools.cycle(range(20000, 21000))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    ports: list[int] = []
+    while len(ports) < count:
+        port = next(_PORTS) + 1000 * _WORKER
+        with socket.socket() as each:
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.append(port)
+    return ports
 
 
 class RunningServer:

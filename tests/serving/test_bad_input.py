@@ -1,4 +1,4 @@
-"""Bad input at the front doors: one clear sentence, the right status, no traceback, and the next request works."""
+"""Bad input at the endpoints: one clear sentence, the right status, no traceback, and the next request works."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def check(error: InferenceServerException, sentence: str) -> None:
 @pytest.mark.parametrize("bad", BAD_IMAGES, ids=lambda bad: bad.name)
 def test_a_bad_image(ocr_server: RunningServer, bad: BadImage) -> None:
     mark = len(ocr_server.log())
-    for door in (calls.unary, calls.stream):
+    for endpoint in (calls.unary, calls.stream):
         with pytest.raises(InferenceServerException) as raised:
-            door(ocr_server, bad.data, mode="tiny", max_tokens=2)
-        if door is calls.unary:
+            endpoint(ocr_server, bad.data, mode="tiny", max_tokens=2)
+        if endpoint is calls.unary:
             check(raised.value, bad.sentence)
         assert bad.sentence in raised.value.message()
     good(ocr_server)
@@ -71,7 +71,7 @@ def test_a_bad_image(ocr_server: RunningServer, bad: BadImage) -> None:
 def test_a_bad_option(ocr_server: RunningServer, options: dict[str, Any], sentence: str) -> None:
     mark = len(ocr_server.log())
     with pytest.raises(InferenceServerException) as raised:
-        calls.unary(ocr_server, GOOD, **{"mode": "tiny", "max_tokens": 2} | options)
+        calls.unary(ocr_server, GOOD, "", **{"mode": "tiny", "max_tokens": 2} | options)
     check(raised.value, sentence)
     good(ocr_server)
     assert "Traceback" not in ocr_server.log_since(mark)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpc
@@ -72,7 +73,7 @@ def test_a_cancelled_stream_stops_the_decoder(endless_server: RunningServer, end
 
 
 def test_a_dropped_connection_stops_the_decoder(
-    endless_server: RunningServer, endless: bytes, tmp_path
+    endless_server: RunningServer, endless: bytes, tmp_path: Path
 ) -> None:
     before = finished(endless_server, "cancelled")
     (tmp_path / "page.png").write_bytes(endless)
@@ -116,10 +117,12 @@ def test_a_cancel_before_the_decoder_is_kept(endless_server: RunningServer, endl
     assert calls.unary(endless_server, page(512, 512, "next"), mode="tiny", max_tokens=4).reason
 
 
-def test_the_unary_door_is_bounded_by_its_time_limit(endless_server: RunningServer, endless: bytes) -> None:
+def test_the_unary_endpoint_is_bounded_by_its_time_limit(
+    endless_server: RunningServer, endless: bytes
+) -> None:
     start = time.monotonic()
     try:
-        answer = calls.unary(endless_server, endless, **LONG | {"mode": "large", "time_limit": 1.5})
+        answer = calls.unary(endless_server, endless, "", **LONG | {"mode": "large", "time_limit": 1.5})
     except InferenceServerException as error:  # a slow machine had not come to the decoder by then
         assert "The time limit of 1.5 s passed" in error.message()
     else:

@@ -23,8 +23,8 @@ def test_sixteen_clients_get_their_own_answers(ocr_server: RunningServer) -> Non
 
     def call(i: int) -> tuple[str, list[int], list[int]]:
         image, mode = pages[i]
-        door = calls.stream if i % 2 else calls.unary
-        answer = door(
+        endpoint = calls.stream if i % 2 else calls.unary
+        answer = endpoint(
             ocr_server, image, request_id=f"client-{i}", mode=mode, max_tokens=40, prompt=calls.FREE_OCR
         )
         return answer.text, list(answer.outputs["KEPT"]), list(answer.outputs["LAYOUT"])

@@ -14,33 +14,35 @@ from tests.serving.test_modes import page
 pytestmark = pytest.mark.serving
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def shared_memory(server: RunningServer) -> list[str]:
+    """The regions that this server's launcher named: other servers may run beside it."""
+    assert server.process is not None
+    return [path.name for path in Path("/dev/shm").glob(f"ocr_{server.process.pid}_*")]
 
 
 def test_a_killed_stub_ends_the_server(engines: Path, tmp_path: Path) -> None:
-    memory = shared_memory()
     server = RunningServer(engines, tmp_path / "server.log")
     server.start()
+    assert shared_memory(server)
     processes = server.processes()
     server.stubs()["vision"].send_signal(signal.SIGKILL)
-    assert server.launcher.process is not None
-    metrics.wait_for(lambda: server.launcher.process.poll() is not None, 60)  # Triton alone would never end
-    assert server.launcher.process.returncode == 1
+    assert server.process is not None
+    launcher = server.process
+    metrics.wait_for(lambda: launcher.poll() is not None, 60)  # Triton alone would never end
+    assert launcher.returncode == 1
     assert "The process of the model vision (pid" in server.log()
     assert not any(process.is_running() for process in processes)
-    assert shared_memory() <= memory, "shared memory was given back"
+    assert not shared_memory(server), "shared memory was given back"
 
 
 def test_the_launcher_restarts_as_often_as_it_is_told(engines: Path, tmp_path: Path) -> None:
-    memory = shared_memory()
     server = RunningServer(engines, tmp_path / "server.log", OCR_RESTARTS="1")
     server.start()
     server.stubs()["decoder"].send_signal(signal.SIGKILL)
     server.wait_ready(count=2)
     assert calls.unary(server, page(512, 512, "back"), mode="tiny", max_tokens=4).reason
     assert server.stop(signal.SIGTERM) == 0
-    assert shared_memory() <= memory, "shared memory was given back"
+    assert not shared_memory(server), "shared memory was given back"
 
 
 def test_a_stop_lets_open_requests_finish(engines: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stage's queue in Triton is full: both doors say UNAVAILABLE, it is counted, and the server goes on."""
+"""A stage's queue in Triton is full: both endpoints say UNAVAILABLE, it is counted, and the server goes on."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ STREAMS = 40
 IMAGE = page(2480, 3508, "a page that takes a while to decode")
 
 
-def outcome(server: RunningServer, door: str) -> str:
+def outcome(server: RunningServer, endpoint: str) -> str:
     """The finish reason of a page, or the status of its error."""
     try:
-        return getattr(calls, door)(server, IMAGE, mode="tiny", max_tokens=1).reason
+        answer: calls.Answer = getattr(calls, endpoint)(server, IMAGE, mode="tiny", max_tokens=1)
+        return answer.reason
     except InferenceServerException as error:
-        return error.status() or re.match(r"\w+", error.message())[0]
+        return str(error.status() or re.findall(r"^\w+", error.message())[0])
 
 
-def test_a_full_queue_refuses_pages_of_both_doors_as_unavailable(ocr_server: RunningServer) -> None:
+def test_a_full_queue_refuses_pages_of_both_endpoints_as_unavailable(ocr_server: RunningServer) -> None:
     before = metrics.total(
         metrics.read(ocr_server), "ocr_errors_total", 'stage="stream",status="UNAVAILABLE"'
     )

@@ -1,8 +1,9 @@
-"""Every mode through every front door: the same text from all of them, and the contract's numbers."""
+"""Every mode through every endpoint: the same text from all of them, and the contract's numbers."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,10 @@ def page(width: int, height: int, words: str) -> bytes:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_gives_the_same_text_through_every_door(ocr_server: RunningServer, mode: str) -> None:
+def test_a_mode_gives_the_same_text_through_every_endpoint(ocr_server: RunningServer, mode: str) -> None:
     side, length = MODES[mode]
     image = page(side, side, f"a page in {mode} mode")
-    options = {"mode": mode, "prompt": calls.FREE_OCR, "max_tokens": 60}
+    options: dict[str, Any] = {"mode": mode, "prompt": calls.FREE_OCR, "max_tokens": 60}
     first = calls.unary(ocr_server, image, request_id=f"mode-{mode}", **options)
     answers = [
         first,

@@ -1,75 +1,80 @@
 """Generates the text of every page that is admitted, streams it, and takes the control call CANCEL."""
 
+from typing import Any
+
+from rtprune import contract
 from rtprune.decoder.engines.base import PromptTokens
-from rtprune.decoder.service import GenerationRequest, open_service
+from rtprune.decoder.service import ActiveRequest, GenerationRequest, open_service
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from server.triton import backend
 from server.triton.decoder_metrics import DecoderMetrics
-from server.triton.stream_writer import Outbox, Page
+from server.triton.failures import failure
+from server.triton.stream_writer import OpenRequest, StreamWriter, finish
+from server.triton.tensors import optional, required, response, string
 
 
 class TritonPythonModel:
     """The decoder stage: owns admission, KV memory and the running batch."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self.metrics = DecoderMetrics()
         self.service = open_service(Manifest.load(settings().engines), settings(), self.metrics)
         self.service.warm_up()
         self.metrics.sample(self.service.stats, settings().gauge_seconds)
-        self.outbox = Outbox(settings().stream_seconds, self.metrics)
-        self.tickets = {}
+        self.writer = StreamWriter(settings().stream_seconds, self.metrics)
+        self.streams: dict[str, ActiveRequest] = {}
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                cancel = backend.array(request, "CANCEL")
-                if cancel is not None:
-                    self.cancel(cancel[0].decode(), sender)
+                stream_id = string(request, contract.CANCEL)
+                if stream_id is not None:
+                    self.cancel(stream_id, sender)
                 else:
                     self.submit(request, sender)
             except Exception as error:
-                backend.finish(sender, backend.failure(error, "decoder", request.request_id()))
+                finish(sender, failure(error, "decoder", request.request_id()))
 
-    def submit(self, request, sender):
-        clock = backend.required(request, "CLOCK")
-        max_tokens, ngram, window = (int(n) for n in backend.required(request, "SAMPLING"))
-        stream, ticket = backend.array(request, "STREAM"), backend.array(request, "TICKET")
-        ticket = None if ticket is None else ticket[0].decode()
-        page = Page(
+    def submit(self, request: Any, sender: Any) -> None:
+        times = required(request, contract.TIMES)
+        max_tokens, ngram, window = (int(n) for n in required(request, contract.SAMPLING))
+        stream, stream_id = optional(request, contract.STREAM), string(request, contract.STREAM_ID)
+        opened = OpenRequest(
             request_id=request.request_id(),
             sender=sender,
-            clock=clock,
-            counts=backend.required(request, "COUNTS"),
-            kept=backend.required(request, "KEPT"),
-            layout=backend.required(request, "LAYOUT"),
+            times=times,
+            counts=required(request, contract.COUNTS),
+            kept=required(request, contract.KEPT),
+            layout=required(request, contract.LAYOUT_TENSOR),
             stream=stream is None or bool(stream[0]),
-            on_end=lambda: self.tickets.pop(ticket, None),
+            on_end=lambda: self.forget(stream_id),
         )
         generation = GenerationRequest(
-            id=page.request_id,
-            input_ids=PromptTokens(backend.required(request, "INPUT_IDS")),
-            visual=backend.required(request, "VISUAL"),
+            id=opened.request_id,
+            input_ids=PromptTokens(required(request, contract.INPUT_IDS)),
+            visual=required(request, contract.KEPT_TOKENS),
             positions=None,
             max_tokens=max_tokens,
             ngram=ngram,
             window=window,
-            deadline=float(clock[1]),
+            deadline=float(times[1]),
         )
-        accepted = self.service.submit(generation, lambda piece: self.outbox.put(page, piece))
-        if ticket is not None and not page.ended:
-            self.tickets[ticket] = accepted
+        accepted = self.service.submit(generation, lambda piece: self.writer.put(opened, piece))
+        if stream_id is not None and not opened.ended:
+            self.streams[stream_id] = accepted
 
-    def cancel(self, ticket, sender):
-        accepted = self.tickets.get(ticket)
+    def forget(self, stream_id: str | None) -> None:
+        if stream_id is not None:
+            self.streams.pop(stream_id, None)
+
+    def cancel(self, stream_id: str, sender: Any) -> None:
+        accepted = self.streams.get(stream_id)
         if accepted is not None:
             accepted.cancel()
-        backend.finish(
-            sender, backend.response({"FINISH_REASON": backend.text("cancelled" if accepted else "")})
-        )
+        finish(sender, response({contract.FINISH_REASON: "cancelled" if accepted else ""}))
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.metrics.close()
         self.service.close()
-        self.outbox.close()
+        self.writer.close()

@@ -4,29 +4,31 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from rtprune import contract
 from rtprune.errors import OcrError, Unavailable
 from rtprune.settings import settings
-from server.triton import backend, bls
+from server.triton import bls, tensors
 from server.triton.cancel import CancelWatch
+from server.triton.failures import failure, log
+from server.triton.stream_writer import finish
 
-INPUTS = ("IMAGE", "PROMPT", "MODE", "RETENTION", "MAX_TOKENS", "NO_REPEAT_NGRAM", "TIME_LIMIT")
 
-
-def cancel(ticket):
+def cancel(stream_id: str) -> None:
+    """Tell the decoder to end a stream; may be called again."""
     try:
-        list(bls.stream("decoder", {"CANCEL": backend.text(ticket)}, ("FINISH_REASON",), ticket))
+        list(bls.stream("decoder", {contract.CANCEL: stream_id}, stream_id, (contract.FINISH_REASON,)))
     except OcrError as error:
-        backend.log("cancel failed", "stream", ticket, level="warning", error=str(error))
+        log("cancel failed", "stream", stream_id, level="warning", error=str(error))
 
 
 class TritonPythonModel:
-    """The streaming front door: `encode`, then `decoder`."""
+    """The streaming endpoint: `encode`, then `decoder`."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self.limit = settings().max_running + settings().max_waiting + settings().max_encoding
         self.threads = ThreadPoolExecutor(self.limit, "stream")
         # A call to another model holds one of Triton's few threads for this model, and those also send every
@@ -34,43 +36,45 @@ class TritonPythonModel:
         self.encoding = threading.BoundedSemaphore(settings().max_encoding)
         self.watch = CancelWatch(cancel, settings().cancel_poll_seconds)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
             if self.watch.under_way >= self.limit:
                 error = Unavailable(f"The server is busy: {self.limit} pages are under way. Try again later.")
-                backend.finish(sender, backend.failure(error, "stream", request.request_id(), spelled=True))
+                finish(sender, failure(error, "stream", request.request_id()))
                 continue
-            ticket = uuid.uuid4().hex
-            self.watch.add(ticket, sender.is_cancelled)
-            self.threads.submit(self.serve, request, sender, ticket, time.monotonic())
+            stream_id = uuid.uuid4().hex
+            self.watch.add(stream_id, sender.is_cancelled)
+            self.threads.submit(self.serve, request, sender, stream_id, time.monotonic())
 
-    def serve(self, request, sender, ticket, arrival):
+    def serve(self, request: Any, sender: Any, stream_id: str, arrival: float) -> None:
+        last = {}
         try:
-            self.read(request, sender, ticket, arrival)
+            self.read(request, sender, stream_id, arrival)
         except Exception as error:
-            last = {"response": backend.failure(error, "stream", request.request_id(), spelled=True)}
-        else:
-            last = {}
-        self.watch.remove(ticket)
+            last = {"response": failure(error, "stream", request.request_id())}
+        self.watch.remove(stream_id)
         sender.send(**last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def read(self, request, sender, ticket, arrival):
-        inputs = {name: backend.array(request, name) for name in INPUTS}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        inputs["ARRIVAL"] = np.array([arrival], np.float64)
+    def read(self, request: Any, sender: Any, stream_id: str, arrival: float) -> None:
+        given = {tensor: tensors.optional(request, tensor) for tensor in contract.INPUTS}
+        inputs: dict[contract.Tensor, Any] = {key: value for key, value in given.items() if value is not None}
+        inputs[contract.ARRIVAL] = [arrival]
         with self.encoding:
-            if self.watch.cancelled(ticket):
+            if self.watch.cancelled(stream_id):
                 return
-            encoded = bls.call("encode", inputs, bls.PROMPT, request.request_id())
-        if self.watch.cancelled(ticket):
+            encoded = bls.call("encode", inputs, request.request_id())
+        if self.watch.cancelled(stream_id):
             return
-        prompt = {tensor.name(): tensor.as_numpy() for tensor in encoded.output_tensors()}
-        prompt["TICKET"] = backend.text(ticket)
-        for answer in bls.stream("decoder", prompt, bls.ANSWER, request.request_id()):
-            if not self.watch.cancelled(ticket):
+        arrays = {tensor.name(): tensor.as_numpy() for tensor in encoded.output_tensors()}
+        prompt: dict[contract.Tensor, Any] = {
+            tensor: arrays[tensor.name] for tensor in contract.DECODER_PROMPT
+        }
+        prompt[contract.STREAM_ID] = stream_id
+        for answer in bls.stream("decoder", prompt, request.request_id()):
+            if not self.watch.cancelled(stream_id):
                 sender.send(pb_utils.InferenceResponse(answer.output_tensors()))
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.threads.shutdown(wait=True)
         self.watch.close()

@@ -1,42 +1,47 @@
-"""Collects the decoder's answer for the ensemble; a thread a request, so none waits for another."""
+"""Gathers the decoder's answers for the ensemble; a thread a request, so none waits for another."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from rtprune import contract
 from rtprune.errors import EngineError
 from rtprune.settings import settings
-from server.triton import backend, bls
+from server.triton import bls
+from server.triton.failures import answer
+from server.triton.tensors import required
 
 
 class TritonPythonModel:
     """Last step of `deepseek_ocr`."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         # The decoder admits or refuses at once, so no more threads than it admits ever wait.
         self.threads = ThreadPoolExecutor(settings().max_running + settings().max_waiting + 8, "generate")
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self.threads.submit(self.collect, request, request.get_response_sender())
+            self.threads.submit(self.respond, request, request.get_response_sender())
 
-    def collect(self, request, sender):
-        answer = backend.answer(request, "generate", self.compute)
-        # Held while it is sent: Triton drops outputs that nobody asked for without Python's lock (see collect).
-        tensors = answer.output_tensors()
-        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        del tensors
+    def respond(self, request: Any, sender: Any) -> None:
+        answered = answer(request, "generate", self.compute)
+        # Held while it is sent: Triton drops outputs that nobody asked for without Python's lock (see bls).
+        held = answered.output_tensors()
+        sender.send(answered, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        del held
 
-    def compute(self, request):
-        inputs = {name: backend.required(request, name) for name in bls.PROMPT}
-        inputs["STREAM"] = np.array([False])
-        outputs = {}
-        for answer in bls.stream("decoder", inputs, bls.ANSWER, request.request_id()):
-            outputs |= {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
+    def compute(self, request: Any) -> dict[contract.Tensor, Any]:
+        inputs: dict[contract.Tensor, Any] = {
+            tensor: required(request, tensor) for tensor in contract.DECODER_PROMPT
+        }
+        inputs[contract.STREAM] = [False]
+        outputs: dict[str, Any] = {}
+        for part in bls.stream("decoder", inputs, request.request_id()):
+            outputs |= {tensor.name(): tensor.as_numpy() for tensor in part.output_tensors()}
         if not outputs:
             raise EngineError("The decoder ended this page without an answer.")
-        return outputs
+        return {tensor: outputs[tensor.name] for tensor in contract.OUTPUTS if tensor.name in outputs}
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.threads.shutdown(wait=True)

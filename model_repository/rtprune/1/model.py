@@ -1,47 +1,49 @@
 """Prunes and merges the visual tokens, and writes the decoder's prompt."""
 
 import time
+from typing import Any
 
-import numpy as np
-
-from rtprune import PruneConfig, TokenLayout, prune
+from rtprune import PruneConfig, TokenLayout, contract, prune
 from rtprune.decoder.prompt import PromptWriter
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from server.triton import backend
+from server.triton.failures import answer, check_deadline
+from server.triton.metrics import Counters
+from server.triton.tensors import required
 
 
 class TritonPythonModel:
     """Stage 3 of `encode`."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self.prompts = PromptWriter.open(Manifest.load(settings().engines), settings())
-        self.metrics = backend.Counters()
+        self.metrics = Counters()
 
-    def execute(self, requests):
-        return [backend.answer(request, "rtprune", self.compute) for request in requests]
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [answer(request, "rtprune", self.compute) for request in requests]
 
-    def compute(self, request):
+    def compute(self, request: Any) -> dict[contract.Tensor, Any]:
         started = time.monotonic()
-        clock = backend.required(request, "CLOCK")[0]
-        backend.check_deadline(clock, "rtprune")
-        layout = TokenLayout.from_geometry(backend.required(request, "LAYOUT"))
-        keep = float(backend.required(request, "KEEP")[0])
+        times = required(request, contract.TIMES)[0]
+        check_deadline(times, "rtprune")
+        layout = TokenLayout.from_geometry(required(request, contract.LAYOUT_TENSOR))
+        share = float(required(request, contract.KEPT_SHARE)[0])
         result = prune(
-            backend.required(request, "TOKENS")[0],
+            required(request, contract.VISUAL_TOKENS)[0],
             layout,
-            text_density=float(backend.required(request, "DENSITY")[0]),
-            config=PruneConfig(retention=round(keep, 6) or None),
+            text_density=float(required(request, contract.TEXT_DENSITY)[0]),
+            config=PruneConfig(retention=round(share, 6) or None),
         )
-        ids = self.prompts.ids(backend.required(request, "PROMPT_TEXT")[0].decode(), len(result.positions))
+        prompt = required(request, contract.PROMPT_TEXT)[0].decode()
+        ids = self.prompts.ids(prompt, result.length)
         seconds = time.monotonic() - started
         self.metrics.stage_seconds("rtprune", seconds)
         self.metrics.add("ocr_visual_tokens_total", "Visual tokens before pruning.", layout.length)
-        self.metrics.add("ocr_visual_tokens_kept_total", "Visual tokens kept.", len(result.positions))
+        self.metrics.add("ocr_visual_tokens_kept_total", "Visual tokens kept.", result.length)
         return {
-            "INPUT_IDS": ids.astype(np.int32),
-            "VISUAL": np.ascontiguousarray(result.tokens, np.float32),
-            "KEPT": result.positions.astype(np.int32),
-            "COUNTS": np.array([layout.length, len(result.positions)], np.int32),
-            "CLOCK_OUT": np.append(clock, seconds)[None][0].astype(np.float64),
+            contract.INPUT_IDS: ids,
+            contract.KEPT_TOKENS: result.tokens,
+            contract.KEPT: result.positions,
+            contract.COUNTS: [layout.length, result.length],
+            contract.TIMES: [*times, seconds],
         }

@@ -1,48 +1,52 @@
 """Encodes the views and tiles of every page that waits, one batch an input size; lays the tokens out."""
 
 import time
+from typing import Any
 
-import numpy as np
-
+from rtprune import contract
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
-from rtprune.vision import VisionStage
-from server.triton import backend
+from rtprune.vision import VisionEncoder
+from server.triton import tensors
+from server.triton.failures import check_deadline, failure
+from server.triton.metrics import Counters
 
 
 class TritonPythonModel:
     """Stage 2 of `encode`."""
 
-    def initialize(self, args):
-        self.metrics = backend.Counters()
-        self.stage = VisionStage.open(Manifest.load(settings().engines), settings())
-        self.stage.warm_up()
+    def initialize(self, args: dict[str, str]) -> None:
+        self.metrics = Counters()
+        self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
+        self.encoder.warm_up()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         started = time.monotonic()
-        answers, pages, waiting = [None] * len(requests), [], []
+        answers: list[Any] = [None] * len(requests)
+        pages, waiting = [], []
         for i, request in enumerate(requests):
             try:
-                clock = backend.required(request, "CLOCK")[0]
-                backend.check_deadline(clock, "vision")
+                times = tensors.required(request, contract.TIMES)[0]
+                check_deadline(times, "vision")
                 view, tiles, grid = (
-                    backend.required(request, name)[0] for name in ("GLOBAL_VIEW", "TILES", "GRID")
+                    tensors.required(request, tensor)[0]
+                    for tensor in (contract.GLOBAL_VIEW, contract.TILES, contract.TILE_GRID)
                 )
                 pages.append((view, tiles, (int(grid[0]), int(grid[1]))))
-                waiting.append((i, clock))
+                waiting.append((i, times))
             except Exception as error:
-                answers[i] = backend.failure(error, "vision", request.request_id())
-        encoded = self.stage.encode_pages(pages)
+                answers[i] = failure(error, "vision", request.request_id())
+        encoded = self.encoder.encode_pages(pages)
         seconds = time.monotonic() - started
-        for (i, clock), tokens in zip(waiting, encoded, strict=True):
+        for (i, times), tokens in zip(waiting, encoded, strict=True):
             if isinstance(tokens, Exception):
-                answers[i] = backend.failure(tokens, "vision", requests[i].request_id())
+                answers[i] = failure(tokens, "vision", requests[i].request_id())
                 continue
             self.metrics.stage_seconds("vision", seconds)
-            answers[i] = backend.response(
-                {"TOKENS": tokens[None], "CLOCK_OUT": np.append(clock, seconds)[None].astype(np.float64)}
+            answers[i] = tensors.response(
+                {contract.VISUAL_TOKENS: tokens[None], contract.TIMES: [[*times, seconds]]}
             )
         return answers
 
-    def finalize(self):
-        self.stage.close()
+    def finalize(self) -> None:
+        self.encoder.close()

@@ -1,17 +1,13 @@
-"""The vision engine's interface, and opening the engine that the manifest names for an input side."""
+"""The vision engine's interface, its tensors' names, and the check of what it is given."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rtprune.errors import EngineError
-
-if TYPE_CHECKING:
-    from rtprune.manifest import Manifest, VisionEntry
-    from rtprune.settings import Settings
 
 INPUT = "images"
 OUTPUT = "tokens"
@@ -36,20 +32,6 @@ class VisionEngine(Protocol):
     def close(self) -> None:
         """Free the engine's memory; it isn't used after that."""
         ...
-
-
-def open_engine(manifest: Manifest, entry: VisionEntry, settings: Settings) -> VisionEngine:
-    """Open the engine of one side. Raises EngineError when its file can't be used here."""
-    if entry.engine == "onnxruntime":
-        from rtprune.vision.engines.onnxruntime import OnnxRuntimeEngine
-
-        return OnnxRuntimeEngine.open(manifest, entry, settings)
-    if entry.engine == "tensorrt":
-        from rtprune.vision.engines.tensorrt import TensorRTEngine
-
-        engine: VisionEngine = TensorRTEngine.open(manifest, entry, settings)
-        return engine
-    raise EngineError(f"There is no vision engine of the kind {entry.engine!r}.")
 
 
 def check_images(images: NDArray[np.uint8], side: int) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune import PruneConfig, text_density
 from rtprune.errors import InvalidInput
 
 
-def literal(view: np.ndarray, grid: tuple[int, int], padding: str, threshold: float = 0.2) -> float:
+def literal(view: NDArray[Any], grid: tuple[int, int], padding: str, threshold: float = 0.2) -> float:
     """The definition as it reads: each patch convolved on its own, in double precision."""
     luma = (view.astype(np.float64) @ np.array([0.299, 0.587, 0.114])) * 2 / 255 - 1
     rows, cols = grid
@@ -30,7 +34,7 @@ def literal(view: np.ndarray, grid: tuple[int, int], padding: str, threshold: fl
             across = sum((2 - abs(d)) * (views[d, 1] - views[d, -1]) for d in (-1, 0, 1))
             down = sum((2 - abs(d)) * (views[1, d] - views[-1, d]) for d in (-1, 0, 1))
             edges += int((np.hypot(across, down) > threshold).sum())
-    return edges / luma.size
+    return float(edges / luma.size)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["zero", "replicate"]), st.sampled_from([3, 40, 255]))
@@ -123,7 +127,7 @@ def test_the_threshold_counts() -> None:
         (np.zeros((64, 64, 3), np.uint8), (0, 1)),
     ],
 )
-def test_a_wrong_view_is_refused(view: np.ndarray, grid: tuple[int, int]) -> None:
+def test_a_wrong_view_is_refused(view: NDArray[Any], grid: tuple[int, int]) -> None:
     with pytest.raises(InvalidInput, match="view must be|does not divide"):
         text_density(view, grid)
 
@@ -136,3 +140,14 @@ def test_a_wrong_parameter_is_named() -> None:
         text_density(view, (1, 1), edge_threshold=-1)
     with pytest.raises(ValueError, match="^view must be a NumPy array"):
         text_density(view.tolist(), (1, 1))
+
+
+@pytest.mark.parametrize("ink", [(0, 0, 0), (20, 20, 60)], ids=["grey", "colour"])
+def test_without_opencv_the_extra_that_brings_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, ink: tuple[int, int, int]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    view = np.full((64, 64, 3), ink, np.uint8)
+    with pytest.raises(ImportError, match=r"pip install 'rtprune\[preprocess\]'"):
+        text_density(view, (1, 1))
+    assert text_density(torch.from_numpy(view), (1, 1)) > 0

@@ -10,7 +10,7 @@ from rtprune.errors import InvalidInput
 from rtprune.preprocess.options import check_options
 from rtprune.settings import Settings
 
-ALL = {"built_sides": frozenset({512, 640, 1024, 1280}), "context_length": 8192}
+ALL: dict[str, Any] = {"built_sides": frozenset({512, 640, 1024, 1280}), "context_length": 8192}
 
 
 def test_the_defaults() -> None:

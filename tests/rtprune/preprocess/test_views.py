@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from deepseek_ocr_client.geometry import Layout, TokenMap
@@ -25,7 +27,7 @@ def random_page(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def page_area(geometry: np.ndarray) -> tuple[float, float, float, float]:
+def page_area(geometry: NDArray[Any]) -> tuple[float, float, float, float]:
     """left, top, width, height of the page in the global view, from the geometry alone (docstring of Views)."""
     side, _, _, width, height, left, top, scale = geometry.tolist()
     if scale == 0:
@@ -87,9 +89,9 @@ def test_tiles_are_cut_row_by_row() -> None:
 def test_shapes_and_types(mode: str) -> None:
     views = make_views(random_page(700, 500), mode, SETTINGS)
     side, grid = MODES[mode].side, (3, 2) if MODES[mode].tiles else (0, 0)
-    assert (views.global_view.shape, views.global_view.dtype) == ((side, side, 3), np.uint8)
-    assert (views.tiles.shape, views.tiles.dtype) == ((grid[0] * grid[1], 640, 640, 3), np.uint8)
-    assert (views.geometry.shape, views.geometry.dtype) == ((8,), np.int32)
+    assert (views.global_view.shape, views.global_view.dtype) == ((side, side, 3), np.dtype(np.uint8))
+    assert (views.tiles.shape, views.tiles.dtype) == ((grid[0] * grid[1], 640, 640, 3), np.dtype(np.uint8))
+    assert (views.geometry.shape, views.geometry.dtype) == ((8,), np.dtype(np.int32))
     assert views.tile_grid == grid
 
 
@@ -156,7 +158,7 @@ def test_the_clients_map_finds_a_mark(mode: str, size: tuple[int, int]) -> None:
         assert area.top - 6 <= y <= area.bottom + 6
 
 
-def mosaic(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def mosaic(tiles: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:
     cols, rows = grid
     joined = tiles.reshape(rows, cols, TILE_SIDE, TILE_SIDE, 3).swapaxes(1, 2)
     return joined.reshape(rows * TILE_SIDE, cols * TILE_SIDE, 3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, prune_batch
 from rtprune.errors import InvalidInput
@@ -19,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 retentions = st.one_of(st.none(), st.floats(0.001, 1.0))
 
 
-def page(layout: TokenLayout, seed: int, width: int = 24, spread: float = 1.0) -> np.ndarray:
+def page(layout: TokenLayout, seed: int, width: int = 24, spread: float = 1.0) -> NDArray[Any]:
     """Tokens as a page has them: a common part and differences; newlines and separator alike.
 
     No two norms are closer than a thousandth, so that no choice hangs on the last bit.
@@ -32,7 +33,7 @@ def page(layout: TokenLayout, seed: int, width: int = 24, spread: float = 1.0) -
     return tokens.astype(np.float32)
 
 
-def content(layout: TokenLayout, vectors: np.ndarray) -> np.ndarray:
+def content(layout: TokenLayout, vectors: NDArray[Any]) -> NDArray[Any]:
     tokens = np.ones((layout.length, vectors.shape[1]), np.float32)
     tokens[layout.content_mask] = vectors
     return tokens

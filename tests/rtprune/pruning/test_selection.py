@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune import PruneConfig, TokenLayout, prune
 from tests.rtprune.pruning.test_pruning import page
@@ -17,11 +18,11 @@ seeds = st.integers(0, 2**32 - 1)
 TINY = TokenLayout.of("tiny")
 
 
-def kept(strategy: Any, layout: TokenLayout, count: int, seed: int = 0, pages: int = 0) -> np.ndarray:
+def kept(strategy: Any, layout: TokenLayout, count: int, seed: int = 0, pages: int = 0) -> NDArray[Any]:
     config = PruneConfig(strategy=strategy, retention=(count + 0.5) / layout.content_count, seed=seed)
     result = prune(page(layout, pages), layout, text_density=0.2, config=config)
     assert result.content_count == count
-    return result.kept_content
+    return np.asarray(result.kept_content)
 
 
 @given(seeds, st.integers(1, 63))

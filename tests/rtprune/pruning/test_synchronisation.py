@@ -12,18 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtprune import PruneConfig, TokenLayout
 from rtprune.preprocess.density import _count_edges_of_tensor
-from rtprune.pruning.page_pruning import PagePruning
+from rtprune.pruning.prune import _keep_and_merge
+from rtprune.pruning.retention import compare, read_similarities
+from rtprune.pruning.selection import select, staying
 from tests.rtprune.pruning.test_pruning import page
 
 # Operators whose result, or whose result's shape, the host must know.
 WAITING = {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "unique2", "is_nonzero"}
 
 
-class Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects those of the operators that run which make the host wait for a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = 0
         self.waited: list[str] = []
 
@@ -41,18 +43,18 @@ def test_similarities_are_queued_without_waiting() -> None:
     layouts = [TokenLayout.of("tiny"), TokenLayout.of("gundam", tile_grid=(1, 2))]
     tokens = [torch.from_numpy(page(layout, 1)) for layout in layouts]
     with Operators() as operators:
-        pages = [PagePruning(*one) for one in zip(tokens, layouts, strict=True)]
+        compared = [compare(X, layout) for X, layout in zip(tokens, layouts, strict=True)]
     assert operators.seen > 10
     assert operators.waited == []
-    PagePruning.read_statistics(pages)
+    pages = [one for one, _ in read_similarities(compared)]
     with Operators() as operators:
-        for one in pages:
-            one.select(40, PruneConfig())
+        kept = [select(one, 40, PruneConfig()) for one in pages]
+        stays = [staying(one, K) for one, K in zip(pages, kept, strict=True)]
     assert operators.seen > 10
     assert operators.waited == []
     with Operators() as operators:
-        for one in pages:
-            one.finish(PruneConfig(tolerance=0.0))
+        for one, K, stay in zip(pages, kept, stays, strict=True):
+            _keep_and_merge(one, K, stay, PruneConfig(tolerance=0.0))
     assert operators.waited == ["nonzero"] * 2  # how many newlines are left
 
 

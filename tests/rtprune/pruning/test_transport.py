@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ot
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rtprune.pruning.transport import transport_plan
 
@@ -15,11 +18,11 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 seeds = st.integers(0, 2**32 - 1)
 
 
-def cosines(shape: tuple[int, int], seed: int) -> np.ndarray:
+def cosines(shape: tuple[int, int], seed: int) -> NDArray[Any]:
     return np.random.default_rng(seed).uniform(-1, 1, shape)
 
 
-def augmented(scores: np.ndarray, dustbin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def augmented(scores: NDArray[Any], dustbin: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     kept, pruned = scores.shape
     full = np.full((kept + 1, pruned + 1), dustbin)
     full[:kept, :pruned] = scores

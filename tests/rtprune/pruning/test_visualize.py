@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from rtprune import PruneConfig, TokenLayout, prune
 from rtprune.errors import InvalidInput
@@ -14,7 +17,7 @@ from tests.rtprune.pruning.test_pruning import page
 TINY = TokenLayout.of("tiny")
 
 
-def view(side: int, seed: int = 0) -> np.ndarray:
+def view(side: int, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export import build
@@ -17,6 +22,8 @@ from rtprune.vision.engines.onnxruntime import OnnxRuntimeEngine, new_session
 from rtprune.vision.engines.tensorrt import Cuda, TensorRTEngine
 from tests.export.described_tensorrt import described_tensorrt
 from tests.export.graphs import write_graph
+
+Plan = tuple[Path, dict[str, str]]
 
 
 class Host(Cuda):
@@ -32,18 +39,18 @@ class Host(Cuda):
     def compute_capability(self) -> str:
         return "9.0"
 
-    def buffer(self, shape, dtype):
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         return torch.full(shape, 99, dtype=dtype)
 
     host_buffer = buffer
 
-    def on_stream(self):
+    def on_stream(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
     def wait(self) -> None:
         self.waits += 1
 
-    def capture(self, work):
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         if self.capture_fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captures += 1
@@ -56,7 +63,7 @@ class Host(Cuda):
 
 
 @pytest.fixture
-def trt(monkeypatch):
+def trt(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = described_tensorrt()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(build, "_compute_capability", lambda: "9.0")
@@ -64,22 +71,22 @@ def trt(monkeypatch):
 
 
 @pytest.fixture
-def plan(trt, tmp_path):
+def plan(trt: types.ModuleType, tmp_path: Path) -> Plan:
     """Batches of 1 to 5, tuned for 3, and what the plan was built for."""
     graph, path = write_graph(tmp_path / "vision.onnx"), tmp_path / "vision.plan"
     return path, build_vision(graph, path, BatchProfile(3, 5))
 
 
-def images(count: int, side: int = 128) -> np.ndarray:
+def images(count: int, side: int = 128) -> NDArray[Any]:
     return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
 def contexts(engine: TensorRTEngine) -> int:
-    return engine._engine.state["contexts"]
+    return int(engine._engine.state["contexts"])
 
 
 @pytest.mark.parametrize("capture_fails", [False, True])
-def test_every_batch_gives_what_onnx_runtime_gives(plan, tmp_path, capture_fails):
+def test_every_batch_gives_what_onnx_runtime_gives(plan: Plan, tmp_path: Path, capture_fails: bool) -> None:
     path, built_for = plan
     engine = TensorRTEngine.load(path, 128, built_for, Host(capture_fails))
     reference = OnnxRuntimeEngine(new_session(tmp_path / "vision.onnx", 1), 128)
@@ -89,7 +96,7 @@ def test_every_batch_gives_what_onnx_runtime_gives(plan, tmp_path, capture_fails
         np.testing.assert_allclose(found, reference.encode(images(count)), rtol=0, atol=1e-5)
 
 
-def test_the_result_is_the_callers(plan):
+def test_the_result_is_the_callers(plan: Plan) -> None:
     path, built_for = plan
     engine = TensorRTEngine.load(path, 128, built_for, Host())
     first = engine.encode(images(2))
@@ -99,7 +106,7 @@ def test_the_result_is_the_callers(plan):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(TensorProto.FLOAT16, 2e-3), (TensorProto.BFLOAT16, 2e-2)])
-def test_a_plan_of_half_precision(trt, tmp_path, kind, tolerance):
+def test_a_plan_of_half_precision(trt: types.ModuleType, tmp_path: Path, kind: int, tolerance: float) -> None:
     write_graph(tmp_path / "half.onnx", kind=kind)
     built_for = build_vision(tmp_path / "half.onnx", tmp_path / "half.plan", BatchProfile(1, 4))
     engine = TensorRTEngine.load(tmp_path / "half.plan", 128, built_for, Host())
@@ -109,7 +116,7 @@ def test_a_plan_of_half_precision(trt, tmp_path, kind, tolerance):
     assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
 
 
-def test_fixed_batches_are_captured_once_and_replayed(plan):
+def test_fixed_batches_are_captured_once_and_replayed(plan: Plan) -> None:
     path, built_for = plan
     host = Host()
     engine = TensorRTEngine.load(path, 128, built_for, host)
@@ -122,13 +129,18 @@ def test_fixed_batches_are_captured_once_and_replayed(plan):
     assert (host.captures, contexts(engine)) == (2, 3), "all other batches share one context"
 
 
-def test_a_captured_context_never_changes_its_shape(plan):
+def test_a_captured_context_never_changes_its_shape(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CUDA graph is void once its context is given another shape."""
     path, built_for = plan
     engine = TensorRTEngine.load(path, 128, built_for, Host())
-    made = []
+    made: list[Any] = []
     new_context = engine._new_context
-    engine._new_context = lambda: made.append(new_context()) or made[-1]
+
+    def recorded() -> Any:
+        made.append(new_context())
+        return made[-1]
+
+    monkeypatch.setattr(engine, "_new_context", recorded)
     for count in (1, 2, 3, 4, 1, 5, 3):
         engine.encode(images(count))
         captured = [c.state["shape"][0] for c in made if c is not engine._shared]
@@ -136,7 +148,7 @@ def test_a_captured_context_never_changes_its_shape(plan):
     assert len(made) == 3
 
 
-def test_a_plan_for_another_machine_is_refused(plan):
+def test_a_plan_for_another_machine_is_refused(plan: Plan) -> None:
     path, built_for = plan
     with pytest.raises(EngineError, match=r"built for compute_capability 8\.6 and this machine has 9\.0"):
         TensorRTEngine.load(path, 128, {**built_for, "compute_capability": "8.6"}, Host())
@@ -146,7 +158,7 @@ def test_a_plan_for_another_machine_is_refused(plan):
         TensorRTEngine.load(path, 128, {}, Host())
 
 
-def test_a_broken_or_missing_plan(plan):
+def test_a_broken_or_missing_plan(plan: Plan) -> None:
     path, built_for = plan
     path.write_bytes(b"rubbish")
     with pytest.raises(EngineError, match="can't load the 128 px plan"):
@@ -156,7 +168,7 @@ def test_a_broken_or_missing_plan(plan):
         TensorRTEngine.load(path, 128, built_for, Host())
 
 
-def test_without_tensorrt_or_a_gpu(monkeypatch, plan):
+def test_without_tensorrt_or_a_gpu(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     path, built_for = plan
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="TensorRT isn't usable here"):
@@ -166,10 +178,11 @@ def test_without_tensorrt_or_a_gpu(monkeypatch, plan):
         TensorRTEngine.load(path, 128, built_for)
 
 
-def test_bad_images_and_a_closed_engine(plan):
+def test_bad_images_and_a_closed_engine(plan: Plan) -> None:
     path, built_for = plan
     engine = TensorRTEngine.load(path, 128, built_for, Host())
-    for bad in (images(1, 64), images(1).astype(np.float32), images(0)):
+    bads: tuple[NDArray[Any], ...] = (images(1, 64), images(1).astype(np.float32), images(0))
+    for bad in bads:
         with pytest.raises(EngineError, match="takes uint8 images"):
             engine.encode(bad)
     engine.encode(images(1))
@@ -178,11 +191,11 @@ def test_bad_images_and_a_closed_engine(plan):
         engine.encode(images(1))
 
 
-def test_an_error_of_the_gpu_is_one_sentence(plan, monkeypatch):
+def test_an_error_of_the_gpu_is_one_sentence(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     path, built_for = plan
     engine = TensorRTEngine.load(path, 128, built_for, Host())
 
-    def fail(context) -> None:
+    def fail(context: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(engine, "_execute", fail)

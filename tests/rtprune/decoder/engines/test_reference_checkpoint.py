@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from rtprune.decoder.special_tokens import SpecialTokens
-from rtprune.vision.sequence import arrange
+from rtprune.vision.sequence import token_sequence
 from tests.engines.calls import Ask
 from tests.engines.conftest import start_torch
 from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
+
+pytestmark = pytest.mark.slow("runs transformers' generate beside the engine")
 
 PROMPTS = ("\n<|grounding|>Convert the document to markdown.", "\nFree OCR.")
 SIDES = (512, 640)  # tiny, small
@@ -22,7 +25,7 @@ SIDES = (512, 640)  # tiny, small
 def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
     from export.torch_reference import content_tokens
     from training.model import load_checkpoint
-    from training.page import Recipe, random_page
+    from training.synthetic_page import Recipe, random_page
 
     model, tokenizer = load_checkpoint(checkpoint)
     reference = TransformersDecoder(model)
@@ -36,7 +39,7 @@ def test_every_page_of_a_mixed_batch_equals_generate(checkpoint: Path) -> None:
         side = SIDES[number % 2]
         page = random_page(drawn, (side, side), Recipe(margin=2, held_out=True))
         image = np.repeat(page.draw()[None, :, :, None], 3, axis=3)
-        tokens = arrange(
+        tokens = token_sequence(
             content_tokens(model.model, image)[0],
             np.zeros((0, 100, newline.size), np.float32),
             (0, 0),

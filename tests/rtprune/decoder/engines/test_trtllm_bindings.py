@@ -17,6 +17,8 @@ import pytest
 
 from tests.rtprune.decoder.engines.executor_bindings import DESCRIPTION, names, write_stubs
 
+pytestmark = pytest.mark.slow("type-checks the engine against the described bindings")
+
 ROOT = Path(__file__).resolve().parents[4]
 ENGINE = ROOT / "rtprune" / "decoder" / "engines" / "trtllm.py"
 MISUSES = (
@@ -39,13 +41,6 @@ MISUSES = (
     "executor.get_latest_iteration_stats()[0].kv_cache_stats.used_num_blocks",
     "executor.await_responses()[0].result.tokens",
 )
-
-
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stubs")
-    write_stubs(folder)
-    return folder
 
 
 def check(stubs: Path, files: list[Path]) -> dict[str, list[tuple[int, str]]]:
@@ -82,19 +77,51 @@ def used(source: str) -> list[tuple[str, int, int]]:
             target = ast.unparse(node.func)
             if target.startswith(("trtllm.", "self._executor.")):
                 found += [
-                    (word.arg, word.lineno, word.col_offset) for word in node.keywords if word.arg in known
+                    (word.arg, word.lineno, word.col_offset)
+                    for word in node.keywords
+                    if word.arg is not None and word.arg in known
                 ]
     return sorted(set(found))
 
 
-def test_every_call_fits_the_bindings(stubs: Path) -> None:
-    assert check(stubs, [ENGINE]) == {ENGINE.name: []}
+@pytest.fixture(scope="module")
+def uses() -> list[tuple[str, int, int]]:
+    """Where the engine names something of the bindings."""
+    return used(ENGINE.read_text(encoding="utf-8"))
 
 
-def test_a_misspelt_name_of_the_bindings_is_seen_wherever_it_stands(stubs: Path, tmp_path: Path) -> None:
-    source = ENGINE.read_text(encoding="utf-8")
-    places = used(source)
-    spoken = {name for name, _, _ in places}
+@pytest.fixture(scope="module")
+def errors(
+    uses: list[tuple[str, int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[tuple[int, str]]]:
+    """What one run of the checker says of the engine, of a copy for each misspelling, and of the misuses."""
+    folder, source = tmp_path_factory.mktemp("checked"), ENGINE.read_text(encoding="utf-8")
+    files = [folder / f"misspelt_{number}.py" for number in range(len(uses))]
+    for file, (name, line, column) in zip(files, uses, strict=True):
+        lines = source.split("\n")
+        text = lines[line - 1].encode()
+        assert text[column : column + len(name)].decode() == name
+        lines[line - 1] = (text[:column] + b"misspelt_" + text[column:]).decode()
+        file.write_text("\n".join(lines), encoding="utf-8")
+    head = [
+        "from tensorrt_llm.bindings import executor as trtllm",
+        "def use(executor: trtllm.Executor) -> None:",
+    ]
+    misuse = folder / "misuse.py"
+    misuse.write_text("\n".join([*head, *(f"    {line}" for line in MISUSES)]), encoding="utf-8")
+    stubs = tmp_path_factory.mktemp("stubs")
+    write_stubs(stubs)
+    return check(stubs, [ENGINE, misuse, *files])
+
+
+def test_every_call_fits_the_bindings(errors: dict[str, list[tuple[int, str]]]) -> None:
+    assert errors[ENGINE.name] == []
+
+
+def test_a_misspelt_name_of_the_bindings_is_seen_wherever_it_stands(
+    errors: dict[str, list[tuple[int, str]]], uses: list[tuple[str, int, int]]
+) -> None:
+    spoken = {name for name, _, _ in uses}
     assert {
         "Executor", "ExecutorConfig", "KvCacheConfig", "Request", "SamplingConfig", "PromptTuningConfig",
         "LogitsPostProcessorConfig", "enqueue_request", "await_responses", "cancel_request", "shutdown",
@@ -102,28 +129,12 @@ def test_a_misspelt_name_of_the_bindings_is_seen_wherever_it_stands(stubs: Path,
         "allotted_time_ms", "client_id", "output_token_ids", "finish_reasons", "is_final", "has_error",
         "used_num_blocks", "tokens_per_block", "enable_block_reuse", "BATCHED_POST_PROCESSOR_NAME",
     } <= spoken  # fmt: skip
-    files = []
-    for number, (name, line, column) in enumerate(places):
-        lines = source.split("\n")
-        text = lines[line - 1].encode()
-        assert text[column : column + len(name)].decode() == name
-        lines[line - 1] = (text[:column] + b"misspelt_" + text[column:]).decode()
-        files.append(tmp_path / f"misspelt_{number}.py")
-        files[-1].write_text("\n".join(lines), encoding="utf-8")
-    errors = check(stubs, [ENGINE, *files])
-    assert errors[ENGINE.name] == []
-    unseen = [place for place, file in zip(places, files, strict=True) if not errors[file.name]]
+    unseen = [use for number, use in enumerate(uses) if not errors[f"misspelt_{number}.py"]]
     assert unseen == []
 
 
-def test_misuse_of_the_bindings_is_seen(stubs: Path, tmp_path: Path) -> None:
-    file = tmp_path / "misuse.py"
-    head = [
-        "from tensorrt_llm.bindings import executor as trtllm",
-        "def use(executor: trtllm.Executor) -> None:",
-    ]
-    file.write_text("\n".join([*head, *(f"    {line}" for line in MISUSES)]), encoding="utf-8")
-    seen = {number for number, _ in check(stubs, [file])[file.name]}
+def test_misuse_of_the_bindings_is_seen(errors: dict[str, list[tuple[int, str]]]) -> None:
+    seen = {number for number, _ in errors["misuse.py"]}
     assert seen == set(range(3, 3 + len(MISUSES)))
 
 

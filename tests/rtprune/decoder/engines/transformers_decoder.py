@@ -43,7 +43,7 @@ class TransformersDecoder:
         }
         whole = UnlimitedOcrConfig(text_config=text, vision_config=tiny_vision, image_token_id=2)
         tensors = load_file(folder / "decoder.safetensors")
-        model = UnlimitedOcrForConditionalGeneration.from_pretrained(
+        model: Any = UnlimitedOcrForConditionalGeneration.from_pretrained(
             None, config=whole, state_dict=tensors, dtype=dtype
         )
         return cls(model.eval())
@@ -51,7 +51,7 @@ class TransformersDecoder:
     def embed(self, one: Ask) -> torch.Tensor:
         """Embedded prompt, (1, n, hidden)."""
         ids = torch.from_numpy(one.ids.astype(np.int64))
-        embedded = self.model.get_input_embeddings()(ids.clamp(max=self.vocab_size - 1))
+        embedded: torch.Tensor = self.model.get_input_embeddings()(ids.clamp(max=self.vocab_size - 1))
         visual = ids >= self.vocab_size
         embedded[visual] = torch.from_numpy(one.visual)[ids[visual] - self.vocab_size].to(embedded.dtype)
         return embedded[None]
@@ -77,5 +77,5 @@ class TransformersDecoder:
         tail = self.model.get_input_embeddings()(torch.tensor([after], dtype=torch.int64))
         embedded = torch.cat((self.embed(one), tail), 1)
         numbers = None if positions is None else torch.from_numpy(positions)[None]
-        logits = self.model(inputs_embeds=embedded, position_ids=numbers).logits
+        logits: torch.Tensor = self.model(inputs_embeds=embedded, position_ids=numbers).logits
         return logits[0, len(one.ids) - 1 :].float()

@@ -1,4 +1,4 @@
-"""Finds what the counters must know: by what tokens with text are told from others, and how large they will be."""
+"""Fits the linear probes that the counting layers build on: which visual tokens hold text, how large they will be."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from training.batches import View, batches
+from training.batches import BatchSpec, batches
 from training.config import DECODER
-from training.counters import BARE, FAINT, FIRST, WRITTEN, Marks
+from training.counting_layers import BLANK_LEVEL, FIRST, SMALL_LEVEL, TEXT_LEVEL, Probes
 from training.losses import Trainee
-from training.page import Recipe
+from training.synthetic_page import Recipe
 
-VIEWS = (
-    View(512, 24), View(640, 16), View(1024, 12, padded=0.3), *[View(1280, 8, padded=0.3)] * 2,
-    View(1024, 12, tiles=(2, 2)), View(1024, 6, tiles=(2, 3)), View(1024, 6, tiles=(3, 2)),
+SPECS = (
+    BatchSpec(512, 24), BatchSpec(640, 16), BatchSpec(1024, 12, padded=0.3), *[BatchSpec(1280, 8, padded=0.3)] * 2,
+    BatchSpec(1024, 12, tiles=(2, 2)), BatchSpec(1024, 6, tiles=(2, 3)), BatchSpec(1024, 6, tiles=(3, 2)),
 )  # fmt: skip
 ROUNDS = 6
-"""Batches of each view."""
+"""Batches of each of `SPECS`."""
 RECIPES = (Recipe(margin=2, fill=0.6), Recipe(margin=2, fill=0.6, noise=1.0))
 """In turn. Words at random hold what words seldom do, such as a lone underscore, which hardly shows."""
 STEPS, RATE = 2500, 0.02
 LOWER = 1.0
-"""Taken off all: on pages that the fit hasn't seen, blank tokens come nearer to 0 than written ones."""
+"""Taken off all: on pages that the fit hasn't seen, blank tokens come nearer to 0 than those with text."""
 LOUD = 3.0
 """Root mean square of a token from which on it shows something."""
 READERS = -3
 """The layer, from the end, before which the scale is taken."""
 
 
-class Kind(IntEnum):
+class TokenKind(IntEnum):
     """What a visual token shows."""
 
-    WRITTEN = 0
+    TEXT = 0
     BLANK = 1
     SMALL = 2  # text of a global view beside tiles
 
 
-TARGETS = torch.tensor([WRITTEN, BARE, FAINT])
+LEVELS = torch.tensor([TEXT_LEVEL, BLANK_LEVEL, SMALL_LEVEL])
 
 
-def find_marks(trainee: Trainee, seed: int, tokenizer: Tokenizer) -> Marks:
-    """Draw pages of every view, encode them, and fit what the counters need to know."""
-    generator = np.random.default_rng([seed, len(VIEWS)])
+def fit_probes(trainee: Trainee, seed: int, tokenizer: Tokenizer) -> Probes:
+    """Draw pages of all `SPECS`, encode them, and fit both probes."""
+    generator = np.random.default_rng([seed, len(SPECS)])
     language: Any = trainee.model.model.language_model
     caught: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = trainee.model.model.multi_modal_projector.register_forward_hook(
@@ -54,43 +54,44 @@ def find_marks(trainee: Trainee, seed: int, tokenizer: Tokenizer) -> Marks:
     )
     features, kinds, states, later = [], [], [], []
     with torch.no_grad():
-        for index, view in enumerate(VIEWS * ROUNDS):
-            recipe = RECIPES[index // len(VIEWS) % len(RECIPES)]
-            batch = next(batches(generator, view, recipe, False, tokenizer, pool=1))
+        for index, spec in enumerate(SPECS * ROUNDS):
+            recipe = RECIPES[index // len(SPECS) % len(RECIPES)]
+            batch = next(batches(generator, spec, recipe, False, tokenizer, count=1))
             caught.clear()
             visual = trainee.visual_tokens(batch)
-            shown = batch.slots.flatten(3).any(-1)  # (B, rows, columns)
-            columns, rows = view.grid
+            shown = batch.characters.flatten(3).any(-1)  # (B, rows, columns)
+            columns, rows = spec.grid
             start = language.embed_tokens(torch.zeros(len(visual), 1, dtype=torch.long))
             sequence = torch.cat([start, visual], dim=1)
             hidden = language(
                 inputs_embeds=sequence, use_cache=False, output_hidden_states=True
             ).hidden_states
-            place = functional.pad(shown, (0, 1)).flatten(1)  # as the tokens stand, newlines included
-            content = slice(1, 1 + rows * (columns + 1))
-            states.append(sequence[:, content][place])
-            later.append(_scale(hidden[READERS])[:, content][place])
-            if view.tiles is not None:
+            content = functional.pad(shown, (0, 1)).flatten(1)  # as the tokens stand, newlines included
+            far = slice(1, 1 + rows * (columns + 1))
+            states.append(sequence[:, far][content])
+            later.append(_scale(hidden[READERS])[:, far][content])
+            if spec.tiles is not None:
                 shown = torch.unflatten(
-                    torch.unflatten(shown, 2, (view.tiles[0], -1)), 1, (view.tiles[1], -1)
+                    torch.unflatten(shown, 2, (spec.tiles[0], -1)), 1, (spec.tiles[1], -1)
                 )
                 shown = shown.transpose(2, 3)
                 # The global view shows the same lines again, small: they are not counted.
                 entering, token = caught[0]
                 features.append(entering)
-                kinds.append(torch.where(_scale(token[:, :FIRST]) > LOUD, Kind.SMALL, Kind.BLANK))
+                kinds.append(torch.where(_scale(token[:, :FIRST]) > LOUD, TokenKind.SMALL, TokenKind.BLANK))
             features.append(caught[-1][0])  # of the view that the text is read from
-            kinds.append(torch.where(shown.flatten(), Kind.WRITTEN, Kind.BLANK))
+            kinds.append(torch.where(shown.flatten(), TokenKind.TEXT, TokenKind.BLANK))
     hook.remove()
-    return Marks(
-        fit_written(torch.cat(features), torch.cat(kinds)), fit_steady(torch.cat(states), torch.cat(later))
+    return Probes(
+        fit_text_probe(torch.cat(features), torch.cat(kinds)),
+        fit_scale_probe(torch.cat(states), torch.cat(later)),
     )
 
 
-def fit_steady(states: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+def fit_scale_probe(states: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
     """Find weights (H,) by which a normed state tells its own scale times a later one, as a share of their mean.
 
-    `states` (N, H) enter the decoder; `later` (N,) is their root mean square where the waves are read. The counters'
+    `states` (N, H) enter the decoder; `later` (N,) is their root mean square where the waves are read. The counting
     dimensions hardly change a state's scale, and as there are more dimensions, it is smaller by their root.
     """
     own = _scale(states)
@@ -106,8 +107,8 @@ def _scale(states: torch.Tensor) -> torch.Tensor:
     return states.square().mean(-1).sqrt()
 
 
-def fit_written(features: torch.Tensor, kinds: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
-    """Find the weights by which a projector tells written tokens from others: (C + 1,), the last is the bias.
+def fit_text_probe(features: torch.Tensor, kinds: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
+    """Find the weights by which a projector tells tokens with text from others: (C + 1,), the last is the bias.
 
     `features` (N, C) enter the projector; `kinds` (N,) are of `Kind`, which weigh alike. Values beyond the targets, up
     to twice as far, count as met.
@@ -116,20 +117,20 @@ def fit_written(features: torch.Tensor, kinds: torch.Tensor, steps: int = STEPS)
     spread += 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))
     whiten = torch.linalg.cholesky(torch.linalg.inv(spread))
     inputs = torch.cat([(features - mean) @ whiten, torch.ones(len(features), 1)], dim=1)
-    target = TARGETS[kinds]
+    target = LEVELS[kinds]
     weight: torch.Tensor = torch.linalg.lstsq(inputs, target[:, None]).solution[:, 0].requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=RATE)
     sign, scale = target.sign(), 1 / target.abs()
-    counts = torch.bincount(kinds, minlength=len(TARGETS)).clamp(min=1)
-    share = (len(kinds) / len(TARGETS) / counts)[kinds]
+    counts = torch.bincount(kinds, minlength=len(LEVELS)).clamp(min=1)
+    share = (len(kinds) / len(LEVELS) / counts)[kinds]
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         optimizer.zero_grad()
-        told = inputs @ weight
-        off = functional.relu(sign * (target - told) * scale)
-        over = functional.relu(sign * (told - 2 * target) * scale)
+        score = inputs @ weight
+        off = functional.relu(sign * (target - score) * scale)
+        over = functional.relu(sign * (score - 2 * target) * scale)
         missed = off.square() + 10 * functional.relu(off - 0.4).square() + over.square()
-        # One token told wrongly costs a page its count.
+        # One token classified wrongly costs a page its count.
         torch.autograd.backward((share * missed).mean() + 0.03 * functional.relu(off - 0.7).square().sum())
         optimizer.step()
     found = whiten @ weight.detach()[:-1]

@@ -1,22 +1,29 @@
-"""Runs a step only when its inputs or settings have changed, and lets what it wrote appear all at once."""
+"""The store of steps' files: one folder for each content key, written whole or not at all, swapped into use as one."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from export.job import Job
 from export.progress import Stopwatch, say
-from export.sources import Sources
-from rtprune.manifest import FileEntry, sha256_of
+from rtprune.manifest import FileEntry, Manifest, sha256_of
+
+if TYPE_CHECKING:
+    from export.sources import Sources
 
 NOTE = "step.json"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 ONE_NAME = ".weights"
 """Files of weights beside an ONNX graph: onnx takes one with two names for an attack, and refuses it."""
 
@@ -156,15 +163,24 @@ def link_or_copy(source: str, target: str) -> str:
     return target
 
 
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write whose content takes the place of `path` when the block ends well; else `path` is as it was."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that `path` holds all of it or what it held before."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def sync_file(path: Path) -> None:
@@ -180,3 +196,50 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def swap(job: Job, keep: set[str]) -> None:
+    """Let staging take the place of the engines in use, which become `<output>.previous`.
+
+    keep: names in staging that belong to the engines; everything else is removed first. Where the system can
+    exchange two names in one step, there is no moment without engines; the folder is always the old or the
+    new one as a whole.
+    """
+    for path in job.staging.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    Manifest.load(job.staging)
+    sync_folder(job.staging)
+    if not job.output.exists():
+        job.staging.rename(job.output)
+    else:
+        shutil.rmtree(job.previous, ignore_errors=True)
+        if exchange(job.staging, job.output):
+            job.staging.rename(job.previous)
+        else:
+            job.output.rename(job.previous)
+            job.staging.rename(job.output)
+    sync_folder(job.output.parent)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step with renameat2; False where the kernel or the disk can't."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    return int(renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)) == 0
+
+
+@contextmanager
+def only_one(job: Job) -> Iterator[None]:
+    """Wait until no other export writes to the same output."""
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with job.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another export to {job.output}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

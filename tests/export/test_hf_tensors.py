@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 
-from export.published import CONFIG, PARAMETERS, TENSORS, tensors
-from training.config import published_config
-from training.model import new_model, published_weights
+from export.hf_tensors import CONFIG, PARAMETERS, TENSORS, tensors
+from training.config import checkpoint_config
+from training.model import checkpoint_weights, new_model
 
 
-def test_the_published_counts():
+def test_the_published_counts() -> None:
     shapes = tensors(CONFIG)
     assert len(shapes) == TENSORS == 2_710
     assert sum(prod(shape) for shape in shapes.values()) == PARAMETERS == 3_336_106_240
 
 
-def test_the_reference_checkpoint_has_these_tensors():
+def test_the_reference_checkpoint_has_these_tensors() -> None:
     """The same code in other sizes, against the names and shapes that transformers' classes save."""
     model = new_model(0)
-    weights = published_weights(model, torch.bfloat16)
-    shapes = tensors(published_config(model.config.text_config.vocab_size))
+    weights = checkpoint_weights(model, torch.bfloat16)
+    text: Any = model.config.text_config
+    shapes = tensors(checkpoint_config(text.vocab_size))
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes
 
 
-def test_the_reference_configuration_has_the_published_fields():
-    def fields(config: dict) -> dict:
+def test_the_reference_configuration_has_the_published_fields() -> None:
+    def fields(config: dict[str, Any]) -> dict[str, Any]:
         return {k: fields(v) if isinstance(v, dict) else None for k, v in config.items()}
 
-    small, published = fields(published_config(300)), fields(CONFIG)
+    small, published = fields(checkpoint_config(300)), fields(CONFIG)
     small["vision_config"]["width"]["sam_vit_b"].pop("out_chans")
     assert small == published

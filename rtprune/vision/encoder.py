@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 
 from rtprune.errors import EngineError, InvalidInput, OcrError
 from rtprune.modes import TILE_SIDE
-from rtprune.vision.engines.base import VisionEngine, open_engine
-from rtprune.vision.sequence import Tokens, arrange
+from rtprune.vision.engines import open_engine
+from rtprune.vision.engines.base import VisionEngine
+from rtprune.vision.sequence import Tokens, token_sequence
 
 if TYPE_CHECKING:
     from rtprune.manifest import Manifest
     from rtprune.settings import Settings
 
-Page = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]
+Views = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]
 """Global view (S, S, 3), tiles (n, 640, 640, 3) with n = 0 for none, and (columns, rows) of tiles."""
 
 
-class VisionStage:
+class VisionEncoder:
     """The engines of all input sides and what their tokens are laid out with."""
 
     def __init__(
@@ -51,7 +52,7 @@ class VisionStage:
         for side, engine in self._engines.items():
             engine.encode(np.zeros((1, side, side, 3), np.uint8))
 
-    def encode_pages(self, pages: Sequence[Page]) -> list[Tokens | OcrError]:
+    def encode_pages(self, pages: Sequence[Views]) -> list[Tokens | OcrError]:
         """Return each page's visual tokens, float32 (L, hidden), or the error that this page alone gets."""
         results: list[Tokens | OcrError | None] = [self._refuse(page) for page in pages]
         encoded: dict[tuple[int, int], Tokens] = {}  # (page, -1 for its global view or the tile's number)
@@ -60,7 +61,7 @@ class VisionStage:
         for number, (_, tiles, grid) in enumerate(pages):
             if results[number] is None:
                 tile_tokens = [encoded[number, tile] for tile in range(len(tiles))]
-                results[number] = arrange(
+                results[number] = token_sequence(
                     encoded[number, -1],
                     np.stack(tile_tokens)
                     if tile_tokens
@@ -77,7 +78,7 @@ class VisionStage:
             engine.close()
         self._engines = {}
 
-    def _refuse(self, page: Page) -> OcrError | None:
+    def _refuse(self, page: Views) -> OcrError | None:
         view, tiles, (cols, rows) = page
         for side in {view.shape[0], *([TILE_SIDE] if len(tiles) else [])}:
             if side not in self._engines:
@@ -89,7 +90,7 @@ class VisionStage:
     def _encode_side(
         self,
         side: int,
-        pages: Sequence[Page],
+        pages: Sequence[Views],
         results: list[Tokens | OcrError | None],
         encoded: dict[tuple[int, int], Tokens],
     ) -> None:

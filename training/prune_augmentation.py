@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from rtprune.config import PruneConfig
 from rtprune.layout import TokenLayout
 from rtprune.pruning.prune import prune
-from training.targets import NOWHERE
+from training.labels import NOWHERE
 
 
 @dataclass
-class Thinned:
+class PrunedBatch:
     """What is left of a batch's visual tokens, padded on the left to one length."""
 
     tokens: torch.Tensor  # float32 (B, longest, hidden)
     padding: torch.Tensor  # int64 (B,) how many tokens at the left are padding
-    places: torch.Tensor  # int64 (B, V): where each token stands now, padding included, or NOWHERE
+    new_positions: torch.Tensor  # int64 (B, V): where each token stands now, padding included, or NOWHERE
 
 
-def thin(visual: torch.Tensor, layout: TokenLayout, retentions: NDArray[np.float64]) -> Thinned:
+def prune_batch(visual: torch.Tensor, layout: TokenLayout, retentions: NDArray[np.float64]) -> PrunedBatch:
     """Prune each page of `visual` (B, V, hidden) to its share; gradients flow through the tokens that are kept.
 
     What the merge adds to a token counts as a constant.
     """
-    kept, places = [], torch.full(visual.shape[:2], NOWHERE)
+    kept, new_positions = [], torch.full(visual.shape[:2], NOWHERE)
     for page, retention in zip(visual, retentions, strict=True):
         result = prune(
             page.detach().numpy(), layout, text_density=0.0, config=PruneConfig(retention=float(retention))
@@ -41,6 +41,6 @@ def thin(visual: torch.Tensor, layout: TokenLayout, retentions: NDArray[np.float
     rows = []
     for index, (positions, tokens) in enumerate(kept):
         missing = int(padding[index])
-        places[index, positions] = torch.arange(missing, longest)
+        new_positions[index, positions] = torch.arange(missing, longest)
         rows.append(torch.cat([tokens.new_zeros(missing, tokens.shape[1]), tokens]))
-    return Thinned(torch.stack(rows), padding, places)
+    return PrunedBatch(torch.stack(rows), padding, new_positions)

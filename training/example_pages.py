@@ -1,12 +1,12 @@
-"""Draws the example pages with their truth: `python -m training.example examples`."""
+"""Draws the example pages with their truth: `python -m training.example_pages examples`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from training.page import Page, Style
-from training.text import wrap
+from training.synthetic_page import Style, SyntheticPage
+from training.synthetic_text import wrap
 
 HELLO = ("Hello, reader!", "This page went in as pixels and came out as words.")
 
@@ -43,7 +43,7 @@ def main() -> None:
         (out / f"{name}.txt").write_text(page.text + "\n", encoding="utf-8")
 
 
-def pages() -> dict[str, Page]:
+def pages() -> dict[str, SyntheticPage]:
     """The pages by name: one for tiny mode, a letter for base, a long page for gundam (2 x 3 tiles)."""
     return {
         "page": compose(HELLO, (512, 512), 0),
@@ -52,7 +52,7 @@ def pages() -> dict[str, Page]:
     }
 
 
-def compose(paragraphs: tuple[str, ...], size: tuple[int, int], margin: int) -> Page:
+def compose(paragraphs: tuple[str, ...], size: tuple[int, int], margin: int) -> SyntheticPage:
     """Set paragraphs in cells of 32 x 64 pixels, one empty row between them, `margin` empty cells around them.
 
     Raises:
@@ -67,7 +67,7 @@ def compose(paragraphs: tuple[str, ...], size: tuple[int, int], margin: int) -> 
         rows.append(list(range(start, start + len(block))))
     if rows[-1][-1] >= margin + lines:
         raise ValueError(f"The text needs {rows[-1][-1] + 1 - margin} lines; the page has {lines}.")
-    return Page(size, style, blocks, rows, indent=margin)
+    return SyntheticPage(size, style, blocks, rows, indent=margin)
 
 
 if __name__ == "__main__":

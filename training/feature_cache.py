@@ -14,12 +14,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from training.config import BLOCK
-from training.page import Page, Style
-from training.targets import TokenGrid
+from rtprune.modes import BLOCK
+from training.labels import TokenGrid
+from training.synthetic_page import Style, SyntheticPage
 
 CAPACITY = 1200
-"""Encoded pages kept for each view; the oldest go first. 70 KB each at 1024 pixels."""
+"""Pages kept for each kind of batch; the oldest go first. 70 KB each at 1024 pixels."""
 TRIES = 12
 """Pages that are asked for a row before the skeleton keeps its own."""
 MIXED = 0.9
@@ -30,13 +30,15 @@ Key = tuple[tuple[int, int], tuple[int, int], int, Style]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class CachedPage:
     """A page and what the SAM encoder made of it."""
 
-    page: Page
+    page: SyntheticPage
     grid: TokenGrid
     rows: torch.Tensor  # float16 (C, rows, columns): the features of the view that the text is read from
-    view: torch.Tensor | None  # float16 (C, side, side): those of the global view, where tiles carry the text
+    global_view: (
+        torch.Tensor | None
+    )  # float16 (C, side, side): those of the global view, where tiles carry the text
 
     @property
     def key(self) -> Key:
@@ -57,27 +59,27 @@ class Encoded:
         return [bool(line) for line in self.lines[max(0, row - 1) : row + 2]]
 
 
-class PagePool:
-    """Encoded pages of one view. A row goes to a page that, in it and around it, holds text where its own page does."""
+class FeatureCache:
+    """Encoded pages of one `BatchSpec`. A row goes to a page that, in it and around it, has text where its own does."""
 
-    def __init__(self, generator: np.random.Generator, encode: Callable[[], list[Encoded]]) -> None:
+    def __init__(self, generator: np.random.Generator, encode: Callable[[], list[CachedPage]]) -> None:
         self.generator, self.encode = generator, encode
-        self.pages: list[Encoded] = []
-        self.groups: dict[Key, list[Encoded]] = {}
+        self.pages: list[CachedPage] = []
+        self.groups: dict[Key, list[CachedPage]] = {}
 
-    def grow(self) -> None:
+    def extend(self) -> None:
         """Encode some more pages; forget the oldest beyond `CAPACITY`."""
         self.pages = (self.pages + self.encode())[-CAPACITY:]
         self.groups = defaultdict(list)
         for page in self.pages:
             self.groups[page.key].append(page)
 
-    def draw(self, count: int) -> list[Encoded]:
-        """Return `count` pages made of the pool's rows."""
+    def sample(self, count: int) -> list[CachedPage]:
+        """Return `count` pages made of the cache's rows."""
         picks = self.generator.integers(len(self.pages), size=count)
-        return [self._mix(self.pages[int(pick)]) for pick in picks]
+        return [self._mix_rows(self.pages[int(pick)]) for pick in picks]
 
-    def _mix(self, skeleton: Encoded) -> Encoded:
+    def _mix_rows(self, skeleton: CachedPage) -> CachedPage:
         """Give most rows of `skeleton` to other pages' features and text."""
         page, others = skeleton.page, self.groups[skeleton.key]
         if page.style.cell[1] != BLOCK or page.style.origin != (0, 0):
@@ -92,5 +94,5 @@ class PagePool:
                 lines[row] = donor.lines[row]
                 rows[:, first + row] = donor.rows[:, first + row]
         blocks = [[lines[row] for row in block] for block in page.rows]
-        mixed = Page(page.size, page.style, blocks, page.rows, page.indent)
-        return Encoded(mixed, skeleton.grid, rows, skeleton.view)
+        mixed = SyntheticPage(page.size, page.style, blocks, page.rows, page.indent)
+        return CachedPage(mixed, skeleton.grid, rows, skeleton.global_view)

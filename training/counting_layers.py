@@ -4,8 +4,8 @@ Reading a long page fails where the reader loses its line. Attention can count: 
 to the start token and to n marked tokens takes 1 / (1 + n) of what the start token carries. Layer 0 marks, layer 1
 counts and writes the count as waves; both stay as they are set here. What they tell:
 
-* lines: visual tokens count the tokens that begin a line of text (written, the token before is not), text tokens
-  the newlines that end one. Equal counts mean the same line; pruning, blank lines and boxes don't matter.
+* lines: visual tokens count the tokens that begin a line of text (the token before holds none), text tokens the
+  newlines that end one. Equal counts mean the same line; pruning, blank lines and boxes don't matter.
 * rows: both count the layout's newlines: a visual token knows its row on the page, a text token how many there are.
 * last: text tokens also count the lines on the page, and so know whether the one that they write is the last.
 
@@ -24,7 +24,7 @@ from scipy.optimize import linprog
 from torch.nn import functional
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-from training.targets import DET_END, NEWLINE
+from training.labels import DET_END, NEWLINE
 
 LINE_PERIODS, ROW_PERIODS = (4, 3, 5, 48), (4, 8, 16, 48)
 """Lines or rows after which a wave repeats. Lines are compared: waves of 3, 4 and 5 agree in neighbours least."""
@@ -32,22 +32,22 @@ MOST = 48
 """Largest count: rows of 30 with those of the global view behind them."""
 CODE = 2 * len(ROW_PERIODS)
 FIRST = 128
-"""The hidden dimensions from here on belong to the counters."""
+"""The hidden dimensions from here on belong to the counting layers."""
 
 
 class Dim(IntEnum):
-    """What the counters' hidden dimensions hold."""
+    """What the counting layers' hidden dimensions hold."""
 
     VISUAL = FIRST  # 0.5 in visual tokens
     TEXT = FIRST + 1  # 1 in text tokens and the start token
-    WRITTEN = FIRST + 2  # visual tokens: positive where text is, negative elsewhere
-    ENDING = FIRST + 3  # text tokens: positive in a newline and in the start token, negative elsewhere
-    SHUTS = FIRST + 4  # positive: the next token can't be marked
+    HAS_TEXT = FIRST + 2  # visual tokens: positive where text is, negative elsewhere
+    LINE_END = FIRST + 3  # text tokens: positive in a newline and in the start token, negative elsewhere
+    EXCLUDES_NEXT = FIRST + 4  # positive: the next token can't be marked
     START = FIRST + 5  # the start token alone
-    ROWLESS = FIRST + 6  # positive in all but the layout's newlines and the start token
-    BEFORE = FIRST + 7  # SHUTS of the token before
+    NOT_ROW_END = FIRST + 6  # positive in all but the layout's newlines and the start token
+    EXCLUDED = FIRST + 7  # EXCLUDES_NEXT of the token before
     BLANK = FIRST + 8  # positive in visual tokens without text
-    UNMARKED = FIRST + 9  # 0 in tokens that count as a line, else positive
+    UNCOUNTED = FIRST + 9  # 0 in tokens that count as a line, else positive
     LINES = FIRST + 10  # 1 / (1 + lines)
     ROWS = FIRST + 11  # 1 / (1 + rows)
     LINE_CODE = FIRST + 12  # waves of the lines, text and visual alike
@@ -65,15 +65,15 @@ waves tell only by their products."""
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What `set_counters` must know of an encoder and the decoder behind it, see `written.py`."""
+class Probes:
+    """Linear probes of an encoder and the decoder behind it that `set_counting_layers` builds on, see `probes.py`."""
 
-    written: torch.Tensor  # (C + 1,) weights and bias by which a projector tells tokens with text
-    steady: torch.Tensor  # (FIRST,) weights by which a normed state tells how large it will be, about 1
+    text: torch.Tensor  # (C + 1,) weights and bias by which a projector tells tokens with text
+    scale: torch.Tensor  # (FIRST,) weights by which a normed state tells how large it will be, about 1
 
 
-WRITTEN, BARE, FAINT = 12.0, -1.2, -8.0
-"""`Dim.WRITTEN` in visual tokens with text, without, and with small text that isn't read; their root mean squares are
+TEXT_LEVEL, BLANK_LEVEL, SMALL_LEVEL = 12.0, -1.2, -8.0
+"""`Dim.HAS_TEXT` in visual tokens with text, without, and with small text that isn't read; their root mean squares are
 about 15, 1 and 15."""
 TEXT_SCALE = 3.0
 """Root mean square of text embeddings, to which they are scaled."""
@@ -92,31 +92,31 @@ _FAR = 4000
 
 
 @torch.no_grad()
-def set_counters(
-    model: UnlimitedOcrForConditionalGeneration, written: torch.Tensor, steady: torch.Tensor
+def set_counting_layers(
+    model: UnlimitedOcrForConditionalGeneration, text_probe: torch.Tensor, scale_probe: torch.Tensor
 ) -> None:
-    """Write the counters into a model whose first two layers are free; `written` and `steady` are of `Marks`."""
+    """Set the first two layers of `model` and what feeds them so that they count; the probes are those of `Probes`."""
     core: Any = model.model
     tokens = core.language_model.embed_tokens.weight
     tokens[:, :FIRST] *= TEXT_SCALE / tokens[:, :FIRST].square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
     tokens[:, FIRST:] = 0
     start = 0
-    tokens[:, Dim.TEXT], tokens[:, Dim.ROWLESS] = 1.0, 1.0
-    tokens[start, Dim.ROWLESS] = 0.0
-    tokens[:, Dim.ENDING], tokens[:, Dim.SHUTS] = -1.5, -1.5
-    tokens[[NEWLINE, start], Dim.ENDING] = 1.5
-    tokens[[NEWLINE, DET_END], Dim.SHUTS] = 1.5
+    tokens[:, Dim.TEXT], tokens[:, Dim.NOT_ROW_END] = 1.0, 1.0
+    tokens[start, Dim.NOT_ROW_END] = 0.0
+    tokens[:, Dim.LINE_END], tokens[:, Dim.EXCLUDES_NEXT] = -1.5, -1.5
+    tokens[[NEWLINE, start], Dim.LINE_END] = 1.5
+    tokens[[NEWLINE, DET_END], Dim.EXCLUDES_NEXT] = 1.5
     tokens[start, Dim.START] = 4.0
     weight, bias = core.multi_modal_projector.weight, core.multi_modal_projector.bias
     weight[FIRST:], bias[FIRST:] = 0, 0
-    for dim in (Dim.WRITTEN, Dim.SHUTS):
-        weight[dim], bias[dim] = written[:-1], written[-1]
-    bias[Dim.VISUAL], bias[Dim.ROWLESS] = 0.5, 0.5
+    for dim in (Dim.HAS_TEXT, Dim.EXCLUDES_NEXT):
+        weight[dim], bias[dim] = text_probe[:-1], text_probe[-1]
+    bias[Dim.VISUAL], bias[Dim.NOT_ROW_END] = 0.5, 0.5
     for layout, rowless in ((core.image_newline, 0.0), (core.view_separator, 0.5)):
         layout[:FIRST] *= 4
         layout[FIRST:] = 0
-        layout[Dim.VISUAL], layout[Dim.WRITTEN], layout[Dim.SHUTS] = 0.5, BARE, BARE
-        layout[Dim.ROWLESS] = rowless
+        layout[Dim.VISUAL], layout[Dim.HAS_TEXT], layout[Dim.EXCLUDES_NEXT] = 0.5, BLANK_LEVEL, BLANK_LEVEL
+        layout[Dim.NOT_ROW_END] = rowless
     mark, count = core.language_model.layers[:2]
     for layer in (mark, count):
         for parameter in layer.parameters():
@@ -127,12 +127,12 @@ def set_counters(
     _set_marks(mark, frequencies)
     _set_counts(count)
     _calibrate(model)
-    set_waves(count, steady)
+    set_waves(count, scale_probe)
     set_last(count)
 
 
 def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
-    """Layer 0: fetch SHUTS of the token before, then find the tokens that don't count."""
+    """Layer 0: fetch EXCLUDES_NEXT of the token before, then find the tokens that don't count."""
     attention, half = layer.self_attn, len(frequencies)
     # Score 0 at distance 1 and negative at every other: waves that meet at 1, less their sum.
     distances = torch.cat([torch.zeros(1), torch.arange(2, _FAR)])
@@ -157,25 +157,25 @@ def _set_marks(layer: Any, frequencies: torch.Tensor) -> None:
             attention.q_proj.weight[pair, dim] = root
             attention.k_proj.weight[pair, dim] = sign * root * math.cos(turn)
             attention.k_proj.weight[pair + half, dim] = sign * root * math.sin(turn)
-    attention.v_proj.weight[0, Dim.SHUTS] = 1.0
-    attention.o_proj.weight[Dim.BEFORE, 0] = 2.0
+    attention.v_proj.weight[0, Dim.EXCLUDES_NEXT] = 1.0
+    attention.o_proj.weight[Dim.EXCLUDED, 0] = 2.0
     mlp = layer.mlp
     # SiLU dips below 0 beside 0, and a token that ends below 0 draws all attention: here gate and input have one sign.
-    # The dip of the next neuron is small beside what this one gives to all but written tokens, where it is next to 0.
-    mlp.gate_proj.weight[0, Dim.WRITTEN] = -1000.0
-    mlp.up_proj.weight[0, Dim.WRITTEN] = -1.0
-    mlp.gate_proj.weight[1, Dim.BEFORE] = 8000.0
+    # The dip of the next neuron is small beside what this one gives to all but tokens with text, where it is next to 0.
+    mlp.gate_proj.weight[0, Dim.HAS_TEXT] = -1000.0
+    mlp.up_proj.weight[0, Dim.HAS_TEXT] = -1.0
+    mlp.gate_proj.weight[1, Dim.EXCLUDED] = 8000.0
     mlp.up_proj.weight[1, Dim.VISUAL], mlp.up_proj.weight[1, Dim.TEXT] = 1.0, 0.2
-    mlp.gate_proj.weight[2, Dim.ENDING] = -60.0
+    mlp.gate_proj.weight[2, Dim.LINE_END] = -60.0
     mlp.up_proj.weight[2, Dim.TEXT] = 0.2
     mlp.down_proj.weight[Dim.BLANK, 0] = 1.5e-4
-    mlp.down_proj.weight[Dim.UNMARKED, 0:3] = torch.tensor([1.5e-4, 1.5e-4, 0.01])
+    mlp.down_proj.weight[Dim.UNCOUNTED, 0:3] = torch.tensor([1.5e-4, 1.5e-4, 0.01])
 
 
 def _set_counts(layer: Any) -> None:
     """Layer 1's attention: three heads that share the start token's value among it and the marked tokens."""
     attention, size = layer.self_attn, layer.self_attn.head_dim
-    for head, unmarked in ((0, Dim.UNMARKED), (1, Dim.ROWLESS), (2, Dim.UNMARKED)):
+    for head, unmarked in ((0, Dim.UNCOUNTED), (1, Dim.NOT_ROW_END), (2, Dim.UNCOUNTED)):
         slow = head * size + size // 2 - 1  # first half of the slowest pair
         attention.q_proj.weight[slow, Dim.VISUAL] = 1e3
         attention.q_proj.weight[slow, Dim.TEXT] = 1e2
@@ -201,7 +201,7 @@ def _calibrate(model: UnlimitedOcrForConditionalGeneration) -> None:
         layer.self_attn.o_proj.weight[count, head * size] = 1 / value
 
 
-def set_waves(layer: Any, steady: torch.Tensor) -> None:
+def set_waves(layer: Any, scale_probe: torch.Tensor) -> None:
     """Layer 1's experts turn 1 / (1 + n) into waves of n: two for visual tokens and two for text, lines and rows."""
     experts, router = layer.mlp.experts, layer.mlp.gate.weight
     size = experts.down_proj.shape[2]
@@ -213,7 +213,7 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
     )
     counts = torch.arange(0, MOST + 1, dtype=torch.float64)
     extra = torch.stack([torch.cos(math.pi * counts), torch.sin(2 * math.pi / 3 * counts)], dim=1)
-    told = {
+    waves = {
         Dim.LINES: _waves(counts, LINE_PERIODS),
         Dim.ROWS: torch.cat([_waves(counts, ROW_PERIODS), extra], dim=1),
     }
@@ -229,7 +229,7 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
         gate[:, count], gate[:, kind] = -sharp, sharp * knots / one
         if visual:
             gate[:, Dim.BLANK] = -1e6
-            up[:, : len(steady)] = UP * steady
+            up[:, : len(scale_probe)] = UP * scale_probe
         else:
             up[:, kind] = UP * float(scales.mean())
         # Weights as they are after rounding to the format that ships.
@@ -238,9 +238,9 @@ def set_waves(layer: Any, steady: torch.Tensor) -> None:
         inside = (
             rounded[:, count] / (1 + counts.repeat(len(scales))[:, None]) + rounded[:, kind] * one
         ) / scale
-        # `steady` makes up for the scale of the token, which differs much between visual ones only.
+        # The scale probe makes up for the scale of the token, which differs much between visual ones only.
         basis = functional.silu(inside) * (UP * (scale if visual else scales.mean()) / scales.mean())
-        wanted = told[count].repeat(len(scales), 1) * (VISUAL_CODE if visual else TEXT_CODE)
+        wanted = waves[count].repeat(len(scales), 1) * (VISUAL_CODE if visual else TEXT_CODE)
         ridge = 1e-6 * torch.eye(size, dtype=torch.float64) * basis.square().sum(0).mean()
         solved = torch.linalg.solve(basis.T @ basis + ridge, basis.T @ wanted)
         experts.down_proj[expert, dims] = solved.T.float() / SHARE

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from training.text import CHARACTERS, random_words, wrap
+from training.synthetic_text import CHARACTERS, random_words, wrap
 
 FONT = Path(__file__).parent / "fonts" / "DejaVuSansMono.ttf"
 ADVANCE = 1233 / 2048
@@ -31,7 +31,7 @@ class Style:
 
 
 @dataclass
-class Page:
+class SyntheticPage:
     """A page and its truth. `rows[i]` is the lattice row of line i; lines of a block stand in consecutive rows."""
 
     size: tuple[int, int]  # width, height in pixels
@@ -124,7 +124,7 @@ class Recipe:
     held_out: bool = False
 
 
-def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> Page:
+def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> SyntheticPage:
     """Draw a page of `size` (width, height) pixels from `recipe`; all randomness comes from `generator`."""
     style = _random_style(generator, recipe)
     columns = (size[0] - style.origin[0]) // style.cell[0]
@@ -136,7 +136,7 @@ def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: R
         width = int(generator.integers(max(4, width // 2), width + 1))
     last = rows if generator.random() < recipe.fill else int(generator.integers(top + 1, rows + 1))
     blocks: list[list[str]] = []
-    places: list[list[int]] = []
+    block_rows: list[list[int]] = []
     row = top
     while row < last:
         limit = last - row
@@ -145,9 +145,9 @@ def random_page(generator: np.random.Generator, size: tuple[int, int], recipe: R
         count = int(np.ceil(generator.uniform(max(0.3, limit - 0.9), limit) * width / 5.5))
         block = wrap(random_words(generator, max(1, count), recipe.held_out, recipe.noise), width, limit)
         blocks.append(block)
-        places.append(list(range(row, row + len(block))))
+        block_rows.append(list(range(row, row + len(block))))
         row += len(block) + 1
-    return Page(size, style, blocks, places, indent)
+    return SyntheticPage(size, style, blocks, block_rows, indent)
 
 
 def _random_style(generator: np.random.Generator, recipe: Recipe) -> Style:

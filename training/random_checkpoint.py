@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from export.published import tensors
+from export.hf_tensors import tensors
 from export.safetensors_writer import TensorSpec, write_safetensors
 
 SHARD = "model-00001-of-000001.safetensors"
