@@ -6,7 +6,6 @@ Both classes have the same methods. An object belongs to the event loop that it 
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import time
 import uuid
@@ -38,9 +37,6 @@ class GrpcTransport:
     """Streams of the streaming model, because only a stream can be cancelled; one channel carries them all."""
 
     def __init__(self, endpoint: Endpoint, settings: ClientSettings, shared_memory: bool) -> None:
-        # gRPC's own fork handlers crash one forked process in ten while a stream is open here, even one that never
-        # uses gRPC; `loop_thread` does without them.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         import grpc
         from tritonclient.grpc import InferInput, KeepAliveOptions
         from tritonclient.grpc.aio import InferenceServerClient
