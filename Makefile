@@ -85,7 +85,7 @@ load-test: engines ## load-test a real server with perf_analyzer, beside transfo
 
 .PHONY: full-size
 full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, about an hour
-	$(BIN)/python -m export.fullsize
+	$(BIN)/python -m benchmarks.full_size
 
 .PHONY: figures
 figures: engines ## the README's figures

@@ -176,8 +176,8 @@ def write_full_size(folder: Path) -> int:
     """Write a decoder of the published shapes with random BF16 weights; returns the bytes of its tensors."""
     from export.family import DECODER_PREFIXES
     from export.hf_tensors import CONFIG, tensors
-    from export.random_checkpoint import weight_statistics
     from export.safetensors_writer import TensorSpec, write_safetensors
+    from training.random_checkpoint import weight_statistics
 
     shapes = {name: shape for name, shape in tensors(CONFIG).items() if name.startswith(DECODER_PREFIXES)}
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in sorted(shapes.items())}

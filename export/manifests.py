@@ -14,7 +14,7 @@ from export.vision import graph_name
 from rtprune.manifest import DecoderEntry, Manifest, VisionEntry
 
 PACKAGES = (
-    "deepseek-ocr-rtprune",
+    "rtprune",
     "torch",
     "transformers",
     "onnx",

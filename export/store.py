@@ -1,4 +1,4 @@
-"""The store of steps' files: one folder for each content key, written whole or not at all, swapped into use as one."""
+"""The store of steps' files: a folder for each step with its key, written whole or not at all, swapped in as one."""
 
 from __future__ import annotations
 
@@ -72,9 +72,12 @@ def digest(key: dict[str, Any]) -> str:
 
 
 def code_and_versions(modules: tuple[str, ...], packages: tuple[str, ...]) -> dict[str, str]:
-    """What of the programs themselves decides a step's files: source files of export, versions of packages."""
+    """What of the programs themselves decides a step's files: source files of export, versions of packages.
+
+    This file writes for all of them, so it always counts.
+    """
     here = Path(__file__).parent
-    parts = {module: sha256_of(here / module) for module in modules}
+    parts = {module: sha256_of(here / module) for module in (Path(__file__).name, *modules)}
     return parts | {package: installed(package) for package in packages}
 
 

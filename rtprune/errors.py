@@ -1,4 +1,4 @@
-"""Errors that carry a sentence for the user; the front doors turn each class into one status."""
+"""Errors that carry a sentence for the user; the endpoints turn each class into one status."""
 
 from __future__ import annotations
 

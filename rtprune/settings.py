@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         description="Tiles of a gundam page; 9 in the reference code, 6 in the authors' vLLM code.",
     )
 
-    # How the front doors behave
+    # How the endpoints behave
     max_encoding: int = Field(
         16,
         ge=1,

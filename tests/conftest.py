@@ -65,8 +65,8 @@ def engines(checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the reference's sizes with random weights as large as trained ones, so that errors show."""
-    from export.random_checkpoint import write_random_checkpoint
     from training.config import checkpoint_config
+    from training.random_checkpoint import write_random_checkpoint
     from training.tokenizer import build_tokenizer, save_tokenizer
 
     folder = tmp_path_factory.mktemp("random-checkpoint")

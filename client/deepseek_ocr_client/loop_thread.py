@@ -2,7 +2,8 @@
 
 One thread a process, started on first use and shared by all clients, because gRPC serves one loop best. At
 the interpreter's end the requests under way are cancelled. A forked process starts a thread of its own; gRPC
-can't be used there if its channels were open in the fork, so idle ones are closed before it.
+can't be used there if its channels were open in the fork, so idle ones are closed before it. With requests
+under way that can't be done: the forked process is refused, if gRPC's own handlers let it live.
 """
 
 from __future__ import annotations

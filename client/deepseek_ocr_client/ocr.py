@@ -105,7 +105,7 @@ class OcrClient:
     `ServerFailed`, `TimeLimitExceeded`, `RequestCancelled`.
 
     `AsyncOcrClient` does the work, in a thread of its own; so this one may be used anywhere, inside a running
-    event loop and in a forked process too.
+    event loop, and in a process that was forked between requests.
     """
 
     def __init__(

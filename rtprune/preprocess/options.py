@@ -1,4 +1,4 @@
-"""What a request may ask for: checks every option of the front doors and fills in the defaults."""
+"""What a request may ask for: checks every option of the endpoints and fills in the defaults."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Views:
         global_view: uint8 (S, S, 3).
         tiles: uint8 (n, 640, 640, 3), row by row; n may be 0.
         tile_grid: columns and rows of tiles; (0, 0) = none.
-        geometry: int32 [8], the LAYOUT of the front doors, from which a client draws on the page:
+        geometry: int32 [8], the LAYOUT of the endpoints, from which a client draws on the page:
 
             | index | what |
             |---|---|

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rtprune.manifest import Manifest
     from rtprune.settings import Settings
 
-Views = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]
+PageViews = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]
 """Global view (S, S, 3), tiles (n, 640, 640, 3) with n = 0 for none, and (columns, rows) of tiles."""
 
 
@@ -52,7 +52,7 @@ class VisionEncoder:
         for side, engine in self._engines.items():
             engine.encode(np.zeros((1, side, side, 3), np.uint8))
 
-    def encode_pages(self, pages: Sequence[Views]) -> list[Tokens | OcrError]:
+    def encode_pages(self, pages: Sequence[PageViews]) -> list[Tokens | OcrError]:
         """Return each page's visual tokens, float32 (L, hidden), or the error that this page alone gets."""
         results: list[Tokens | OcrError | None] = [self._refuse(page) for page in pages]
         encoded: dict[tuple[int, int], Tokens] = {}  # (page, -1 for its global view or the tile's number)
@@ -78,7 +78,7 @@ class VisionEncoder:
             engine.close()
         self._engines = {}
 
-    def _refuse(self, page: Views) -> OcrError | None:
+    def _refuse(self, page: PageViews) -> OcrError | None:
         view, tiles, (cols, rows) = page
         for side in {view.shape[0], *([TILE_SIDE] if len(tiles) else [])}:
             if side not in self._engines:
@@ -90,7 +90,7 @@ class VisionEncoder:
     def _encode_side(
         self,
         side: int,
-        pages: Sequence[Views],
+        pages: Sequence[PageViews],
         results: list[Tokens | OcrError | None],
         encoded: dict[tuple[int, int], Tokens],
     ) -> None:

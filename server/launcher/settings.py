@@ -15,7 +15,7 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OCR_", frozen=True, extra="ignore")
 
     engines: Path = Field(Path("engines"), description="Folder that export wrote, with manifest.json.")
-    host: str = Field("127.0.0.1", description="Address of the front doors: loopback unless asked.")
+    host: str = Field("127.0.0.1", description="Address of the endpoints: loopback unless asked.")
     http_port: int = Field(8000, ge=1, le=65535, description="HTTP port, Triton's usual one.")
     grpc_port: int = Field(8001, ge=1, le=65535, description="gRPC port, Triton's usual one.")
     metrics_port: int = Field(8002, ge=1, le=65535, description="Prometheus port, Triton's usual one.")

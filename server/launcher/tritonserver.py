@@ -54,7 +54,7 @@ def _from_wheel(runtime: Path) -> Installation:
     if spec is None or spec.origin is None:
         raise Unavailable(
             "No tritonserver was found: put one on the PATH (the NVIDIA container has it) or install this "
-            "project with its 'serve' extra, whose nvidia-pytriton wheel carries one."
+            "project's 'server' group (`make install`), whose nvidia-pytriton wheel carries one."
         )
     wheel = Path(spec.origin).parent / "tritonserver"
     binary, libraries = wheel / "bin" / "tritonserver", wheel.parent.parent / "nvidia_pytriton.libs"

@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,6 +24,8 @@ from rtprune.decoder.engines.base import Engine, Output, PromptTokens, RequestId
 from tests.engines.calls import PATIENCE, Ask, ask
 from tests.engines.conftest import EngineCase
 from tests.engines.test_engine import assert_idle
+
+pytestmark = pytest.mark.slow("drives every engine through random histories")
 
 
 class Watched:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.random_checkpoint import write_random_checkpoint
 from training.config import checkpoint_config
+from training.random_checkpoint import write_random_checkpoint
 
 DECODER = {
     "hidden_size": 1024,

@@ -89,14 +89,14 @@ def fits(module: ModuleType, value: Any, kind: str) -> bool:
 def described_tensorrt() -> ModuleType:
     """A fresh module; put it into `sys.modules["tensorrt"]`."""
     module = ModuleType("tensorrt")
-    module.__version__ = API["version"]
+    vars(module)["__version__"] = API["version"]
     for name, members in API["enums"].items():
         setattr(module, name, enum.Enum(name, members) if name not in INTEGERS else _int_enum(name, members))
     for name, members in API["classes"].items():
         setattr(module, name, type(name, (Described,), {"module": module, **_members(module, name, members)}))
-    severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
-    module.Severity = severity
-    for level in severity:
+    Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+    vars(module)["Severity"] = Severity
+    for level in Severity:
         setattr(module.Logger, level.name, level)
     return module
 
@@ -128,7 +128,7 @@ def _members(module: ModuleType, owner: str, described: dict[str, Any]) -> dict[
 
 def _address(pointer: int, size: int) -> NDArray[np.uint8]:
     raw = (ctypes.c_uint8 * size).from_address(pointer)
-    return np.frombuffer(raw, np.uint8)
+    return np.ctypeslib.as_array(raw)
 
 
 def _create_network(self: Any, flags: int | None) -> Any:

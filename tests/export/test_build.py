@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,7 +81,7 @@ class TestVisionPlan:
         elif change == "gpu":
             monkeypatch.setattr(build, "_compute_capability", lambda: "8.9")
         elif change == "tensorrt":
-            trt.__version__ = "10.15.0.1"
+            vars(trt)["__version__"] = "10.15.0.1"
         elif change == "batch":
             profile = BatchProfile(1, 2)
         elif change == "plan":
@@ -321,13 +322,14 @@ class TestDescription:
 
     def test_arguments(self, trt: ModuleType) -> None:
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
-        for call in (
+        calls: tuple[Callable[[], Any], ...] = (
             lambda: trt.Builder(),
             lambda: builder.create_network("STRONGLY_TYPED"),
             lambda: builder.create_network(flag=2),
             lambda: builder.create_builder_config(1),
             lambda: builder.create_builder_config().set_memory_pool_limit(4096),
             lambda: builder.create_builder_config().set_timing_cache(b"", False),
-        ):
+        )
+        for call in calls:
             with pytest.raises(TypeError, match=r"doesn't take"):
                 call()

@@ -21,6 +21,8 @@ from export.pipeline import REPORT
 from rtprune.errors import EngineError
 from rtprune.manifest import MANIFEST, Manifest
 
+pytestmark = pytest.mark.slow("runs whole exports in processes of their own")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from export.checkpoint import Checkpoint
 from export.onnx_graph import WeightFile
 from export.operators import ELEMENT_TYPES, check_graph, operator_table, require_supported
-from export.random_checkpoint import write_random_checkpoint
 from export.vision_graph import GraphSettings, write_vision_graph
 from rtprune.errors import EngineError
 from rtprune.modes import MODES
 from training.config import checkpoint_config
+from training.random_checkpoint import write_random_checkpoint
 
 Constant = NDArray[Any] | np.generic
 FLOAT, HALF, INT64, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.UINT8
@@ -193,7 +194,8 @@ class Encoder(torch.nn.Module):
         x = self.patch(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
         a = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return torch.nn.functional.gelu(self.out(a)) + x
+        result: torch.Tensor = torch.nn.functional.gelu(self.out(a)) + x
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +255,7 @@ def test_a_graph_of_an_export_with_one_wrong_node_fails(checkpoint: Checkpoint, 
     assert "only the batch dimension may be free" in [v.reason for v in check_graph(model)]
 
 
+@pytest.mark.slow("exports a graph with the tracing exporter")
 def test_what_a_tracing_exporter_writes() -> None:
     """Its operators pass but for one thing: it reads the free batch from the UINT8 input."""
     program = torch.onnx.export(
@@ -262,6 +265,7 @@ def test_what_a_tracing_exporter_writes() -> None:
         dynamo=True,
         verbose=False,
     )
+    assert program is not None
     found = check_graph(program.model_proto)
     assert {v.operator for v in found} == {"Shape"}
     assert all("'images' is UINT8" in v.reason for v in found)

@@ -21,6 +21,8 @@ from tests.export.bigfile import write_source
 from tests.export.decoders import VISION, Decoder, language_config, make_decoder
 from tests.export.trtllm_layout import logits
 
+pytestmark = pytest.mark.slow("converts checkpoints of a size that shows memory")
+
 PUBLISHED = language_config(
     hidden_size=1280,
     num_hidden_layers=12,

@@ -24,6 +24,8 @@ from rtprune.errors import InvalidInput
 from rtprune.vision.engines.base import INPUT, OUTPUT
 from tests.export.conftest import Comparison
 
+pytestmark = pytest.mark.slow("runs transformers' encoder beside the graphs")
+
 SIDES = (512, 640, 1024, 1280)
 SETTINGS = {
     "fp32": GraphSettings.for_cpu(),

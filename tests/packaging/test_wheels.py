@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Insta
 
 
 def _run(line: list[str]) -> None:
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Else pip takes a checkout that is on the path for an installed package.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

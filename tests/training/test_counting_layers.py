@@ -34,6 +34,8 @@ from training.synthetic_page import Recipe
 from training.tokenizer import build_tokenizer
 from training.train import ATTENTION
 
+pytestmark = pytest.mark.slow("runs the reference model over pages of every mode")
+
 TOKENIZER = build_tokenizer()
 SPECS = [
     BatchSpec(512, 4),

@@ -29,6 +29,8 @@ from training.synthetic_page import Style, SyntheticPage
 from training.synthetic_text import vocabulary
 from training.tokenizer import FREE, GROUNDED
 
+pytestmark = pytest.mark.slow("reads whole pages with transformers")
+
 MEGABYTE = 1_000_000
 LIMITS = {"tiny": (50, 0.01), "small": (8, 0.02), "base": (6, 0.03)}
 """Pages, and character error rates a little above those that the card states, since few are read here."""

@@ -43,6 +43,8 @@ from training.synthetic_text import CHARACTERS
 from training.tokenizer import FREE, GROUNDED, build_tokenizer
 from training.train import Run, rate_at
 
+pytestmark = pytest.mark.slow("trains for some steps")
+
 TOKENIZER = build_tokenizer()
 REF = TOKENIZER.token_to_id("<|ref|>")
 WIDE = Recipe(cell_width=(18, 40), height_ratio=(1.95, 2.3), jitter=63, margin=3)

@@ -12,6 +12,8 @@ from rtprune.decoder.repetition import RepetitionGuard, TextToken, TextTokenizer
 from rtprune.settings import Settings
 from tests.rtprune.decoder.pages import LOOPS, PAGES, chapters, loop_climb, page, prose, similar_rows
 
+pytestmark = pytest.mark.slow("reads whole pages and loops, piece by piece")
+
 LIMITS = Settings()
 seeds = st.integers(0, 2**32)
 # The varieties have no end, so each run reads the same ones: a rare page that fools the guard is no flaky test.

@@ -23,6 +23,8 @@ from rtprune.settings import Settings
 from rtprune.vision import VisionEncoder, VisionEngine
 from training.config import DECODER
 
+pytestmark = pytest.mark.slow("runs transformers' encoder beside the engines")
+
 NO_TILES = np.empty((0, 640, 640, 3), np.uint8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -14,6 +15,8 @@ from rtprune.vision.sequence import token_sequence
 from tests.engines.calls import Ask
 from tests.engines.conftest import start_torch
 from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
+
+pytestmark = pytest.mark.slow("runs transformers' generate beside the engine")
 
 PROMPTS = ("\n<|grounding|>Convert the document to markdown.", "\nFree OCR.")
 SIDES = (512, 640)  # tiny, small

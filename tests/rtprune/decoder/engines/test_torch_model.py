@@ -20,6 +20,8 @@ from tests.engines.conftest import start_torch
 from tests.rtprune.decoder.engines.transformers_decoder import TransformersDecoder
 from tests.rtprune.decoder.random_weights import write_checkpoint
 
+pytestmark = pytest.mark.slow("runs transformers' generate beside the engine")
+
 CPU = torch.device("cpu")
 REFERENCE: dict[str, Any] = {
     "vocab_size": 1024,

@@ -17,6 +17,8 @@ import pytest
 
 from tests.rtprune.decoder.engines.executor_bindings import DESCRIPTION, names, write_stubs
 
+pytestmark = pytest.mark.slow("type-checks the engine against the described bindings")
+
 ROOT = Path(__file__).resolve().parents[4]
 ENGINE = ROOT / "rtprune" / "decoder" / "engines" / "trtllm.py"
 MISUSES = (

@@ -1,6 +1,6 @@
 """Exports a random checkpoint of DeepSeek-OCR's exact size on this machine, and measures each step.
 
-`python -m export.fullsize` takes about 30 GB of disk and the better part of an hour on two cores; `--scale
+`python -m benchmarks.full_size` takes about 30 GB of disk and the better part of an hour on two cores; `--scale
 reference` runs the same code on the reference checkpoint's sizes in a minute. Every step is a process of its own,
 so that its peak memory is its own: the export's steps are run by their command line, as a user runs them.
 """
@@ -57,8 +57,8 @@ class Measurement:
 def write_checkpoint(folder: Path, scale: Scale) -> str:
     """Write the random checkpoint, with a tokenizer."""
     from export.hf_tensors import CONFIG
-    from export.random_checkpoint import write_random_checkpoint
     from training.config import checkpoint_config
+    from training.random_checkpoint import write_random_checkpoint
     from training.tokenizer import build_tokenizer, save_tokenizer
 
     config = CONFIG if scale == "full" else checkpoint_config(build_tokenizer().get_vocab_size())
@@ -109,7 +109,7 @@ def measure(name: str, command: list[str], *written: Path) -> Measurement:
     started = time.perf_counter()
     read, write = os.pipe()
     # An argument list of this module's own making, without a shell.
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [sys.executable, "-S", "-c", WAITER, str(write), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -168,7 +168,8 @@ def report(measurements: list[Measurement], scale: Scale) -> str:
         [
             f"# Export at {title}",
             "",
-            f"Random weights. Written by `python -m export.fullsize --scale {scale}` on {datetime.now(UTC):%Y-%m-%d}.",
+            f"Random weights. Written by `python -m benchmarks.full_size --scale {scale}` on "
+            f"{datetime.now(UTC):%Y-%m-%d}.",
             "",
             f"- Machine: {machine()}; load of the last minutes at the end: {load}.",
             f"- Versions: Python {platform.python_version()}, {versions}.",
@@ -192,7 +193,7 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
     staging, graphs = work / "cpu.staging", work / "graphs.staging"
 
     def own(step: str) -> list[str]:
-        command = [sys.executable, "-m", "export.fullsize", "--step", step]
+        command = [sys.executable, "-m", "benchmarks.full_size", "--step", step]
         return [*command, "--scale", scale, "--work", str(work)]
 
     def cli(step: str, target: str = "cpu", output: Path = cpu) -> list[str]:
@@ -276,7 +277,7 @@ def remove_files(work: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.fullsize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
     parser.add_argument("--scale", choices=["full", "reference"], default="full")
     parser.add_argument("--work", type=Path, default=Path("engines.full-size"), help="folder for the files")
     parser.add_argument("--results", type=Path, help=f"page to write; {RESULTS} at full size")
