@@ -81,8 +81,10 @@ class GrpcTransport:
             except StopAsyncIteration:
                 return
             except self._rpc_error as error:
-                # gRPC's own INTERNAL, without details of a peer: the connection broke while it was written to.
-                if error.code() is self._internal and not error.debug_error_string():
+                if error.code() is self._internal:
+                    # Triton's comes inside the stream. This is gRPC's own: the call ended while the image was
+                    # written, and why is lost. A small call is refused for the same reason, if there is one.
+                    await self.call("is_server_ready")
                     raise no_server(self._endpoint) from None
                 raise self._error(error) from None
             finally:
