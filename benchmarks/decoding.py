@@ -175,22 +175,11 @@ def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
 def write_full_size(folder: Path) -> int:
     """Write a decoder of the published shapes with random BF16 weights; returns the bytes of its tensors."""
     from export.family import DECODER_PREFIXES
-    from export.hf_tensors import CONFIG, tensors
-    from export.safetensors_writer import TensorSpec, write_safetensors
-    from training.random_checkpoint import weight_statistics
+    from export.hf_tensors import CONFIG
+    from training.random_checkpoint import write_random_checkpoint
 
-    shapes = {name: shape for name, shape in tensors(CONFIG).items() if name.startswith(DECODER_PREFIXES)}
-    specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in sorted(shapes.items())}
-    generator = torch.Generator().manual_seed(0)
-
-    def parts(name: str) -> list[torch.Tensor]:
-        mean, deviation = weight_statistics(name, shapes[name])
-        return [torch.randn(shapes[name], generator=generator).mul_(deviation).add_(mean).bfloat16()]
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    write_safetensors(folder / "model.safetensors", specs, parts)
-    return sum(spec.bytes for spec in specs.values())
+    _, parameters = write_random_checkpoint(folder, CONFIG, prefixes=DECODER_PREFIXES)
+    return 2 * parameters
 
 
 def bandwidth(threads: int) -> float:
@@ -223,7 +212,7 @@ def active_bytes(folder: Path) -> int:
 
 def full_size(folder: Path, device: str, tokens: int, requests: int) -> dict[str, Any]:
     """Prefill and decoding of one request and of several."""
-    if not (folder / "model.safetensors").exists():
+    if not (folder / "config.json").exists():
         print(f"writing 5.9 GB of random weights to {folder}", file=sys.stderr)
         write_full_size(folder)
     threads = len(os.sched_getaffinity(0))

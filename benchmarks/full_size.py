@@ -80,7 +80,7 @@ def load_decoder(folder: Path) -> str:
 
 def compare_decoder(checkpoint: Path, folder: Path) -> str:
     """Compare the CPU decoder's logits with transformers'."""
-    from export.decoder_check import compare
+    from benchmarks.decoder_check import compare
 
     return compare(checkpoint, folder)
 
@@ -88,13 +88,12 @@ def compare_decoder(checkpoint: Path, folder: Path) -> str:
 def convert_decoder(checkpoint: Path, output: Path) -> str:
     """Write the decoder as a TensorRT-LLM checkpoint."""
     from export.checkpoint import Checkpoint
-    from export.family import NEWLINE, SEPARATOR, VISION_PREFIXES
     from export.trtllm import convert
 
     source = Checkpoint.open(checkpoint)
-    ignored = (*VISION_PREFIXES, NEWLINE, SEPARATOR)
-    file = convert(source, source.config["language_config"], output, ignored=ignored)
-    return f"{file.bytes / 1e6:,.1f} MB of weights"
+    output.mkdir(parents=True, exist_ok=True)
+    size = convert(source, source.architecture.decoder, output)
+    return f"{size / 1e6:,.1f} MB of weights"
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------------

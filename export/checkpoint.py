@@ -1,20 +1,28 @@
-"""Reads a checkpoint tensor by tensor, and refuses one that isn't whole, with the name of the tensor."""
+"""Reads a checkpoint tensor by tensor and refuses one that isn't whole, with the name of the tensor; writes shards."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
 
-from export.family import Architecture, Family, read_config
+from export.family import FAMILY, Architecture, read_config, special_token_ids
+from export.hf_tensors import tensors as expected_tensors
+from export.progress import bar
 from rtprune.errors import InvalidInput
+from rtprune.manifest import sha256_of
 
+HASHES = "sources.json"
+SHARD_BYTES = 2**29  # of weights at a time; the library holds them twice while it writes
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors library itself
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,6 +43,18 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class Tensors(Protocol):
+    """What writers ask of a checkpoint."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU, all of its values finite."""
+        ...
+
+
 class Checkpoint:
     """A checkpoint whose every tensor is there, has its shape and lies within its file.
 
@@ -44,27 +64,29 @@ class Checkpoint:
     def __init__(
         self,
         folder: Path,
-        family: Family,
         config: dict[str, Any],
         architecture: Architecture,
         tensors: Mapping[str, StoredTensor],
+        known: tuple[Path, ...] = (),
     ) -> None:
         self.folder = folder
-        self.family = family
         self.config = config
         self.architecture = architecture
         self._tensors = tensors
+        self._known = known
         self._opened: dict[Path, Any] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open a Hugging Face snapshot of a family that export knows.
+    def open(cls, folder: Path, known: tuple[Path, ...] = ()) -> Self:
+        """Open a Hugging Face snapshot.
+
+        known: folders that may hold the hashes of an earlier run.
 
         Raises:
             InvalidInput: no folder, no or another config.json, no weights, a broken file, or a tensor that is
                 missing, unknown, misshapen, of another type or cut off; its name is in the sentence.
         """
-        family, config, architecture = read_config(folder)
+        config, architecture = read_config(folder)
         tensors: dict[str, StoredTensor] = {}
         for file in _shards(folder):
             for name, tensor in _header(file).items():
@@ -73,7 +95,7 @@ class Checkpoint:
                         f"The tensor {name} is in {tensors[name].file.name} and in {file.name}."
                     )
                 tensors[name] = tensor
-        expected = family.shapes(config)
+        expected = expected_tensors(architecture)
         for name, shape in expected.items():
             if name not in tensors:
                 raise InvalidInput(f"{folder} lacks the tensor {name}.")
@@ -83,14 +105,12 @@ class Checkpoint:
                 )
         for name in tensors:
             if name not in expected:
-                raise InvalidInput(
-                    f"{folder} holds the tensor {name}, which a {family.name} checkpoint hasn't."
-                )
-        return cls(folder, family, config, architecture, tensors)
+                raise InvalidInput(f"{folder} holds the tensor {name}, which a {FAMILY} checkpoint hasn't.")
+        return cls(folder, config, architecture, tensors, known)
 
-    def keys(self) -> tuple[str, ...]:
-        """Names of all tensors."""
-        return tuple(self._tensors)
+    def names(self, *prefixes: str) -> list[str]:
+        """Names of the tensors that start with one of `prefixes`, in the files' order."""
+        return [name for name in self._tensors if name.startswith(prefixes)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -98,16 +118,41 @@ class Checkpoint:
 
     def bytes(self, *prefixes: str) -> int:
         """Size of the tensors whose names start with one of `prefixes`."""
-        return sum(tensor.bytes for name, tensor in self._tensors.items() if name.startswith(prefixes))
+        return sum(self._tensors[name].bytes for name in self.names(*prefixes))
 
     def parameters(self, *prefixes: str) -> int:
         """Number of values in the tensors whose names start with one of `prefixes`."""
-        return sum(math.prod(t.shape) for name, t in self._tensors.items() if name.startswith(prefixes))
+        return sum(math.prod(self._tensors[name].shape) for name in self.names(*prefixes))
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the export reads."""
         weights = sorted({tensor.file for tensor in self._tensors.values()})
         return (self.folder / "config.json", self.folder / "tokenizer.json", *weights)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by name. Raises InvalidInput for a tokenizer that isn't DeepSeek-OCR's."""
+        return special_token_ids(self.folder / "tokenizer.json", self.architecture.decoder.vocab_size)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that the export reads, by name."""
+        return {entry["name"]: entry["sha256"] for entry in self.hash_entries}
+
+    @cached_property
+    def hash_entries(self) -> list[dict[str, str]]:
+        """What HASHES holds of each file: name, path, size, time and hash, which is an earlier run's if the rest is."""
+        known = {(e["path"], e["size"], e["time"]): e["sha256"] for e in _earlier_hashes(self._known)}
+        entries, files = [], self.files()
+        with bar("hashing the checkpoint", sum(f.stat().st_size for f in files if f.is_file()), "B") as shown:
+            for file in files:
+                stat = file.stat()
+                place = (str(file.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
+                sha256 = known.get(place) or sha256_of(file)
+                shown.update(stat.st_size)
+                entries.append(dict(zip(("path", "size", "time"), place, strict=True)))
+                entries[-1] |= {"name": file.name, "sha256": sha256}
+        return entries
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, in its stored type, mapped and not copied. Raises InvalidInput for NaN or infinity."""
@@ -174,3 +219,50 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             raise
         raise InvalidInput(f"{file} can't be read as safetensors: {error}.") from error
     return tensors
+
+
+def _earlier_hashes(folders: tuple[Path, ...]) -> list[dict[str, str]]:
+    for folder in folders:
+        try:
+            entries = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+            return [{name: str(value) for name, value in entry.items()} for entry in entries]
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return []
+
+
+def save_shards(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    tensor: Callable[[str], torch.Tensor],
+    shown: tqdm[None],
+    after_shard: Callable[[], None] = lambda: None,
+) -> int:
+    """Write tensors of one type as shards with an index, as Hugging Face names them; returns their bytes.
+
+    tensor: gives a tensor by name, in the order of `shapes`; those of one shard, SHARD_BYTES, are in memory together.
+    shown: progress in bytes. Raises SafetensorError when a file can't be written.
+    """
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, shape in shapes.items():
+        taken = math.prod(shape) * dtype.itemsize
+        if shards[-1] and size + taken > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + taken, total + taken
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):06}.safetensors"
+        tensors = {}
+        for name in names:
+            tensors[name] = tensor(name).to(dtype)
+            shown.update(tensors[name].nbytes)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+        after_shard()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return total

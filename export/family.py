@@ -1,16 +1,13 @@
-"""What a checkpoint of a model family holds: its configuration, tensors, special tokens and architecture."""
+"""What DeepSeek-OCR's config.json and tokenizer.json say, checked; the only reader of either in export."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from export.hf_tensors import tensors
 from rtprune.decoder import special_tokens
 from rtprune.errors import InvalidInput
 
@@ -21,6 +18,21 @@ PATCH = 16
 """Pixels per side of a SAM patch; four patches a side become one token."""
 WINDOW = 14
 """Patches per side of a SAM attention window."""
+
+FAMILY, ARCHITECTURE = "deepseek_ocr", "DeepseekOCRForCausalLM"
+COMPUTED: dict[str, Any] = {
+    "use_mla": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "moe_layer_freq": 1,
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "hidden_act": "silu",
+    "rope_scaling": None,
+}
+"""Fields of `language_config` that change what is computed, with the only value that is; absent ones have it."""
 
 DECODER_PREFIXES = ("lm_head.", "model.embed_tokens.", "model.layers.", "model.norm.")
 VISION_PREFIXES = ("model.sam_model.", "model.vision_model.", "model.projector.")
@@ -76,7 +88,7 @@ class Vision(_Published):
 
 
 class Decoder(_Published):
-    """`language_config`: what the export itself reads of it; the engines read the rest and check it."""
+    """`language_config`. The fields with a value in COMPUTED may have no other."""
 
     vocab_size: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -93,15 +105,27 @@ class Decoder(_Published):
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     routed_scaling_factor: float = 1.0
-    topk_method: str = "greedy"
-    use_mla: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_computed(cls, fields: Any) -> Any:
+        for name, only in COMPUTED.items():
+            value = fields.get(name, only) if isinstance(fields, dict) else only
+            if value != only:
+                only, value = (json.dumps(it).strip('"') for it in (only, value))
+                raise ValueError(f"{name} must be {only}, not {value}")
+        kinds = fields.get("layer_types") or () if isinstance(fields, dict) else ()
+        if set(kinds) - {"full_attention"}:
+            raise ValueError(f"layer_types must be full_attention, not {', '.join(sorted(set(kinds)))}")
+        return fields
 
     @model_validator(mode="after")
-    def _what_is_computed(self) -> Decoder:
-        if self.use_mla:
-            raise ValueError("use_mla must be false: the decoder has multi-head attention")
-        if self.topk_method != "greedy":
-            raise ValueError(f"topk_method must be greedy, not {self.topk_method}")
+    def _heads_fit(self) -> Decoder:
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads or heads % shared:
+            raise ValueError(
+                f"{heads} heads with {shared} key-value heads don't divide {self.hidden_size} channels"
+            )
         return self
 
 
@@ -137,23 +161,8 @@ class Architecture(_Published):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One model family. `architectures`: what its config.json may call itself."""
-
-    name: str
-    architectures: tuple[str, ...]
-
-    def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor that a checkpoint with this config.json must hold."""
-        return tensors(config)
-
-
-FAMILIES = (Family("deepseek_ocr", ("DeepseekOCRForCausalLM",)),)
-
-
-def read_config(folder: Path) -> tuple[Family, dict[str, Any], Architecture]:
-    """Read `folder`/config.json: the family, the content as it stands, and its checked form.
+def read_config(folder: Path) -> tuple[dict[str, Any], Architecture]:
+    """Read `folder`/config.json: the content as it stands, and its checked form.
 
     Raises:
         InvalidInput: there is no folder or file, it isn't JSON, it is of another architecture (named), or a
@@ -172,16 +181,10 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any], Architecture]:
         raise InvalidInput(f"{path} isn't a model's configuration.")
     named = config.get("architectures")
     found = str(named[0]) if isinstance(named, list) and named else str(config.get("model_type"))
-    for family in FAMILIES:
-        if found in family.architectures:
-            return family, config, _checked(config, path)
-    known = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise InvalidInput(f"{path} is of the architecture {found}; this program exports {known}.")
-
-
-def _checked(config: dict[str, Any], path: Path) -> Architecture:
+    if found != ARCHITECTURE:
+        raise InvalidInput(f"{path} is of the architecture {found}; this program exports {ARCHITECTURE}.")
     try:
-        return Architecture.model_validate(config)
+        return config, Architecture.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -230,7 +233,7 @@ def transformers_config(architecture: Architecture, image_token_id: int) -> Unli
 
     decoder, vision = architecture.decoder, architecture.vision
     sam, clip = vision.width.sam, vision.width.clip
-    text = decoder.model_dump(exclude={"use_mla", "rope_theta"})
+    text = decoder.model_dump(exclude={"rope_theta"})
     text |= {
         "bos_token_id": 0,
         "eos_token_id": 1,

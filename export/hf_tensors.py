@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from export.family import PATCH, WINDOW, Architecture, Clip, Decoder, Sam
 
 PARAMETERS = 3_336_106_240
 TENSORS = 2_710
@@ -78,39 +80,37 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint with this config.json, in the checkpoint's order."""
-    vision, language = config["vision_config"], config["language_config"]
-    sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
-    hidden = language["hidden_size"]
-    both = config["projector_config"]["input_dim"]
+    vision, decoder = architecture.vision, architecture.decoder
+    hidden = decoder.hidden_size
     return {
-        "lm_head.weight": (language["vocab_size"], hidden),
-        "model.embed_tokens.weight": (language["vocab_size"], hidden),
+        "lm_head.weight": (decoder.vocab_size, hidden),
+        "model.embed_tokens.weight": (decoder.vocab_size, hidden),
         "model.image_newline": (hidden,),
-        **dict(_decoder(language)),
+        **dict(_decoder(decoder)),
         "model.norm.weight": (hidden,),
         "model.projector.layers.bias": (hidden,),
-        "model.projector.layers.weight": (hidden, both),
-        **dict(_sam(sam, vision["image_size"] // 16)),
+        "model.projector.layers.weight": (hidden, architecture.projector.input_dim),
+        **dict(_sam(vision.width.sam, vision.image_size // PATCH)),
         "model.view_seperator": (hidden,),
-        **dict(_clip(clip)),
+        **dict(_clip(vision.width.clip)),
     }
 
 
-def _decoder(c: Mapping[str, Any]) -> Shapes:
-    h, i = c["hidden_size"], c["intermediate_size"]
-    kv = h // c["num_attention_heads"] * c["num_key_value_heads"]
-    for layer in range(c["num_hidden_layers"]):
+def _decoder(c: Decoder) -> Shapes:
+    h, i = c.hidden_size, c.intermediate_size
+    kv = h // c.num_attention_heads * c.num_key_value_heads
+    for layer in range(c.num_hidden_layers):
         name = f"model.layers.{layer}."
         yield f"{name}input_layernorm.weight", (h,)
-        if layer < c["first_k_dense_replace"]:
+        if layer < c.first_k_dense_replace:
             yield from _mlp(f"{name}mlp.", h, i)
         else:
-            for expert in range(c["n_routed_experts"]):
-                yield from _mlp(f"{name}mlp.experts.{expert}.", h, c["moe_intermediate_size"])
-            yield f"{name}mlp.gate.weight", (c["n_routed_experts"], h)
-            shared = c["n_shared_experts"] * c["moe_intermediate_size"]
+            for expert in range(c.n_routed_experts):
+                yield from _mlp(f"{name}mlp.experts.{expert}.", h, c.moe_intermediate_size)
+            yield f"{name}mlp.gate.weight", (c.n_routed_experts, h)
+            shared = c.n_shared_experts * c.moe_intermediate_size
             yield from _mlp(f"{name}mlp.shared_experts.", h, shared)
         yield f"{name}post_attention_layernorm.weight", (h,)
         for part, rows in (("k", kv), ("o", h), ("q", h), ("v", kv)):
@@ -133,12 +133,12 @@ def _norm(name: str, width: int) -> Shapes:
     yield f"{name}.weight", (width,)
 
 
-def _sam(c: Mapping[str, Any], grid: int) -> Shapes:
-    """`grid`: patches a side of the position table; windows are of 14."""
-    top, w, head = "model.sam_model.", c["width"], c["width"] // c["heads"]
-    for block in range(c["layers"]):
+def _sam(c: Sam, grid: int) -> Shapes:
+    """`grid`: patches a side of the position table."""
+    top, w, head = "model.sam_model.", c.width, c.width // c.heads
+    for block in range(c.layers):
         name = f"{top}blocks.{block}."
-        reach = 2 * (grid if block in c["global_attn_indexes"] else 14) - 1
+        reach = 2 * (grid if block in c.global_attn_indexes else WINDOW) - 1
         yield from _linear(f"{name}attn.proj", w, w)
         yield from _linear(f"{name}attn.qkv", 3 * w, w)
         yield f"{name}attn.rel_pos_h", (reach, head)
@@ -147,7 +147,7 @@ def _sam(c: Mapping[str, Any], grid: int) -> Shapes:
         yield from _linear(f"{name}mlp.lin2", w, 4 * w)
         yield from _norm(f"{name}norm1", w)
         yield from _norm(f"{name}norm2", w)
-    out, (first, second) = c.get("out_chans", 256), c["downsample_channels"]
+    out, (first, second) = c.out_chans, c.downsample_channels
     yield f"{top}neck.0.weight", (out, w, 1, 1)
     yield from _norm(f"{top}neck.1", out)
     yield f"{top}neck.2.weight", (out, out, 3, 3)
@@ -155,17 +155,17 @@ def _sam(c: Mapping[str, Any], grid: int) -> Shapes:
     yield f"{top}net_2.weight", (first, out, 3, 3)
     yield f"{top}net_3.weight", (second, first, 3, 3)
     yield f"{top}patch_embed.proj.bias", (w,)
-    yield f"{top}patch_embed.proj.weight", (w, 3, 16, 16)
+    yield f"{top}patch_embed.proj.weight", (w, 3, PATCH, PATCH)
     yield f"{top}pos_embed", (1, grid, grid, w)
 
 
-def _clip(c: Mapping[str, Any]) -> Shapes:
-    top, w, patch = "model.vision_model.", c["width"], c["patch_size"]
+def _clip(c: Clip) -> Shapes:
+    top, w, patch = "model.vision_model.", c.width, c.patch_size
     yield f"{top}embeddings.class_embedding", (w,)
     yield f"{top}embeddings.patch_embedding.weight", (w, 3, patch, patch)  # SAM's map takes its place
-    yield f"{top}embeddings.position_embedding.weight", ((c["image_size"] // patch) ** 2 + 1, w)
+    yield f"{top}embeddings.position_embedding.weight", ((c.image_size // patch) ** 2 + 1, w)
     yield from _norm(f"{top}pre_layrnorm", w)
-    for layer in range(c["layers"]):
+    for layer in range(c.layers):
         name = f"{top}transformer.layers.{layer}."
         yield from _norm(f"{name}layer_norm1", w)
         yield from _norm(f"{name}layer_norm2", w)

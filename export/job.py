@@ -79,20 +79,24 @@ class Job:
         """Input sides in pixels that the modes need, ascending."""
         return tuple(sorted({side for mode in self.modes for side in MODES[mode].sides}))
 
+    def beside(self, what: str) -> Path:
+        """A path next to the engines folder: `<output>.<what>`."""
+        return self.output.with_name(f"{self.output.name}.{what}")
+
     @property
     def staging(self) -> Path:
         """Where the steps write until everything is verified."""
-        return self.output.with_name(self.output.name + ".staging")
+        return self.beside("staging")
 
     @property
     def previous(self) -> Path:
         """Where the engines before these are kept."""
-        return self.output.with_name(self.output.name + ".previous")
+        return self.beside("previous")
 
     @property
     def lock(self) -> Path:
         """File that one export at a time holds."""
-        return self.output.with_name(self.output.name + ".lock")
+        return self.beside("lock")
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from export.decoder import WEIGHTS as DECODER_WEIGHTS
+from export.decoder import FOLDER as DECODER
 from export.job import Job
-from export.store import Done, installed
+from export.store import StepOutput, installed
+from export.tokens import FOLDER as TOKENS
 from export.tokens import TOKENIZER, VISUAL_TOKENS
-from export.vision import WEIGHTS as VISION_WEIGHTS
-from export.vision import graph_name
+from export.vision import WEIGHTS, graph_name
 from rtprune.manifest import DecoderEntry, Manifest, VisionEntry
 
+VISION, ENGINE = "vision", "trtllm"
+"""Folders of the ONNX graphs that a CPU runs, and of TensorRT-LLM's engine."""
+PLAN = "vision.plan"
 PACKAGES = (
     "rtprune",
     "torch",
@@ -24,36 +26,60 @@ PACKAGES = (
 )
 
 
-def cpu_manifest(job: Job, done: Mapping[str, Done]) -> Manifest:
-    """The manifest of CPU engines. `done`: the steps by folder."""
-    vision, decoder = done["vision"], done["decoder"]
+def plan_folder(side: int) -> str:
+    """Folder of the TensorRT plan of one input side."""
+    return f"plan-{side}"
+
+
+def cpu_manifest(job: Job, outputs: Mapping[str, StepOutput]) -> Manifest:
+    """The manifest of CPU engines. `outputs`: the steps' by folder."""
+    vision, decoder = outputs[VISION], outputs[DECODER]
     entries = tuple(
         VisionEntry(
             side=side,
             engine="onnxruntime",
             precision=vision.facts["precision"],
             file=vision.file(graph_name(side)),
-            companions=(vision.file(VISION_WEIGHTS),),
+            companions=(vision.file(WEIGHTS),),
         )
         for side in job.sides
     )
     entry = DecoderEntry(
-        engine="pytorch",
-        precision=decoder.facts["precision"],
-        folder="decoder",
-        files=(decoder.file("config.json"), decoder.file(DECODER_WEIGHTS)),
+        engine="pytorch", precision=decoder.facts["precision"], folder=DECODER, files=decoder.files
     )
-    return manifest_of(job, done["tokens"], entries, entry)
+    return _manifest(job, outputs[TOKENS], entries, entry)
 
 
-def manifest_of(job: Job, tokens: Done, vision: tuple[VisionEntry, ...], decoder: DecoderEntry) -> Manifest:
-    """A manifest of these engines, with what the tokens step knows of the model."""
-    facts: dict[str, Any] = tokens.facts
+def gpu_manifest(job: Job, outputs: Mapping[str, StepOutput]) -> Manifest:
+    """The manifest of GPU engines. `outputs`: the steps' by folder."""
+    engine = outputs[ENGINE]
+    vision = tuple(
+        VisionEntry(
+            side=side,
+            engine="tensorrt",
+            precision=job.vision_precision,
+            file=outputs[plan_folder(side)].file(PLAN),
+            max_batch=job.vision_max_batch,
+            built_for=outputs[plan_folder(side)].facts["built_for"],
+        )
+        for side in job.sides
+    )
+    decoder = DecoderEntry(
+        engine="tensorrt_llm",
+        precision=job.decoder_precision,
+        folder=ENGINE,
+        files=engine.files,
+        built_for=engine.facts["built_for"],
+    )
+    return _manifest(job, outputs[TOKENS], vision, decoder)
+
+
+def _manifest(
+    job: Job, tokens: StepOutput, vision: tuple[VisionEntry, ...], decoder: DecoderEntry
+) -> Manifest:
+    model = ("family", "hidden_size", "vocab_size", "context_length", "special_tokens", "sources")
     return Manifest(
-        **{
-            k: facts[k]
-            for k in ("family", "hidden_size", "vocab_size", "context_length", "special_tokens", "sources")
-        },
+        **{name: tokens.facts[name] for name in model},
         target=job.target,
         modes=job.modes,
         vision=vision,

@@ -1,64 +1,41 @@
-"""The order of an export's steps for each target, from the checkpoint to engines in use."""
+"""An export from the checkpoint to engines in use: its steps for each target, in the order in which they run."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from export.decoder import CpuDecoder
-from export.gpu import BUILT, CHECKPOINT, GRAPHS, TrtllmCheckpoint, gpu_manifest, stage
+from export import build, decoder, references, tokens, trtllm, verify, verify_engines, vision
+from export.checkpoint import HASHES, Checkpoint
+from export.family import DECODER_PREFIXES
 from export.job import FACTS, Job
-from export.manifests import cpu_manifest
+from export.manifests import ENGINE, PLAN, VISION, cpu_manifest, gpu_manifest, plan_folder
 from export.progress import say
-from export.references import FOLDER as REFERENCES
-from export.references import References
-from export.resources import require_disk, require_memory
-from export.sources import CACHE, Sources
+from export.resources import require_disk
 from export.store import (
-    ONE_NAME,
-    Done,
     Step,
+    StepOutput,
+    bytes_to_write,
     code_and_versions,
     digest,
-    read_done,
+    find_output,
+    read_outputs,
     run_step,
+    stage,
     swap,
     write_json,
 )
-from export.tokens import Tokens
-from export.verify import CODE as VERIFY_CODE
-from export.verify import memory_needed, verify_cpu
-from export.verify_engines import verify_engines
-from export.vision import VisionGraphs
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import MANIFEST, Manifest
 
+GRAPHS, CHECKPOINT = "graphs", "checkpoint"
+BEFORE_BUILD = (tokens.FOLDER, GRAPHS, CHECKPOINT, references.FOLDER)
 REPORT = "verified.json"
-STAGED_FOR_BUILD = (Tokens.folder, GRAPHS, CHECKPOINT, REFERENCES)
 
-
-def steps_of(job: Job, command: str) -> list[Step]:
-    """The steps of a command that read the checkpoint; `build` has none."""
-    cpu = job.target == "cpu"
-    vision = VisionGraphs(job.target)
-    decoder: Step = CpuDecoder() if cpu else TrtllmCheckpoint()
-    references: list[Step] = [] if cpu else [References()]
-    steps: dict[str, list[Step]] = {
-        "vision": [Tokens(), vision],
-        "decoder": [Tokens(), decoder],
-        "references": [Tokens(), *references],
-        "build": [],
-        "verify": [],
-        "all": [Tokens(), vision, decoder, *references],
-    }
-    return steps[command]
-
-
-def has_tensorrt() -> bool:
-    """Whether this is the environment that builds."""
-    return importlib.util.find_spec("tensorrt") is not None
+Keys = Mapping[str, str | None]
 
 
 def run(job: Job, command: str) -> None:
@@ -68,116 +45,232 @@ def run(job: Job, command: str) -> None:
         InvalidInput: a checkpoint that isn't right, a step that is missing, or too little disk or memory.
         EngineError: a build that failed, or engines that don't compute what the checkpoint does.
     """
-    sources = Sources(job.checkpoint, (job.staging, job.output))
-    if command == "all" and in_use(job, sources):
+    if job.target == "cpu":
+        _run_cpu(job, command)
+    else:
+        _run_gpu(job, command)
+
+
+def cpu_steps(job: Job, checkpoint: Checkpoint) -> list[Step]:
+    """What the CPU's engines consist of."""
+    precision = decoder.chosen_precision(job, checkpoint)
+    return [
+        _tokens(checkpoint),
+        _graphs(VISION, job, checkpoint),
+        Step(
+            decoder.FOLDER,
+            f"decoder weights for PyTorch ({precision})",
+            {"sources": checkpoint.hashes, "precision": precision},
+            decoder.CODE,
+            decoder.bytes_needed(job, checkpoint),
+            lambda out: decoder.write_decoder(checkpoint, precision, out),
+            command="decoder",
+        ),
+    ]
+
+
+def gpu_steps(job: Job, checkpoint: Checkpoint) -> list[Step]:
+    """What a GPU's engines are built from; transformers is installed where these run."""
+    return [
+        _tokens(checkpoint),
+        _graphs(GRAPHS, job, checkpoint),
+        Step(
+            CHECKPOINT,
+            f"TensorRT-LLM checkpoint ({job.decoder_precision})",
+            {"sources": checkpoint.hashes, "precision": job.decoder_precision},
+            trtllm.CODE,
+            2 * checkpoint.parameters(*DECODER_PREFIXES) + 1_000_000,
+            lambda out: trtllm.write_checkpoint(checkpoint, job.decoder_precision, out),
+            command="decoder",
+        ),
+        Step(
+            references.FOLDER,
+            f"reference outputs ({len(job.sides)} sizes, {len(references.PROMPTS)} prompts)",
+            {"sources": checkpoint.hashes, "sides": job.sides},
+            references.CODE,
+            references.bytes_needed(job, checkpoint),
+            lambda out: references.write_references(job, checkpoint, out),
+            packages=("torch", "transformers"),
+            command="references",
+        ),
+    ]
+
+
+def build_steps(job: Job) -> list[Step]:
+    """What is built on the GPU machine, which may lack the checkpoint, from the outputs of gpu_steps.
+
+    Raises InvalidInput when one of those is missing, EngineError without TensorRT or a GPU.
+    """
+    return [*(_plan(job, side) for side in job.sides), _engine(job)]
+
+
+def _tokens(checkpoint: Checkpoint) -> Step:
+    return Step(
+        tokens.FOLDER,
+        "tokenizer and layout tokens",
+        {"sources": checkpoint.hashes},
+        tokens.CODE,
+        2_000_000
+        + sum(f.stat().st_size for f in checkpoint.files() if f.name == tokens.TOKENIZER and f.exists()),
+        lambda out: tokens.write_tokens(checkpoint, out),
+    )
+
+
+def _graphs(folder: str, job: Job, checkpoint: Checkpoint) -> Step:
+    return Step(
+        folder,
+        f"vision graphs ({', '.join(map(str, job.sides))} px, {job.vision_precision})",
+        {
+            "sources": checkpoint.hashes,
+            "sides": job.sides,
+            "precision": job.vision_precision,
+            "target": job.target,
+        },
+        vision.CODE,
+        vision.bytes_needed(job, checkpoint),
+        lambda out: vision.write_graphs(job, checkpoint, out),
+        packages=("torch", "onnx"),
+        command="vision",
+    )
+
+
+def _plan(job: Job, side: int) -> Step:
+    graphs, profile = find_output(job, GRAPHS), build.BatchProfile(largest=job.vision_max_batch)
+    graph, weights = graphs.file(vision.graph_name(side)), graphs.file(vision.WEIGHTS)
+    built_for = build.machine() | {
+        "graph": digest({"graph": graph.sha256, "weights": weights.sha256}),
+        "batch": f"1,{profile.best},{profile.largest}",
+    }
+
+    def write(out: Path) -> dict[str, Any]:
+        cache = job.beside("plans.cache")
+        build.build_plan(job.staging / graph.path, out / PLAN, profile, timing_cache=cache)
+        return {"built_for": built_for}
+
+    title = f"TensorRT plan ({side} px, {job.vision_precision})"
+    return Step(plan_folder(side), title, built_for, build.CODE, int(1.2 * weights.bytes), write)
+
+
+def _engine(job: Job) -> Step:
+    weights = find_output(job, CHECKPOINT).file(trtllm.WEIGHTS)
+    settings = build.DecoderBuild()
+    built_for = build.machine() | {
+        "tensorrt_llm": build.TRTLLM_VERSION,
+        "checkpoint": find_output(job, CHECKPOINT).key,
+        "settings": digest({"options": settings.options}),
+    }
+
+    def write(out: Path) -> dict[str, Any]:
+        cache, log = job.beside("trtllm.cache"), job.beside("trtllm-build.log")
+        build.build_engine(job.staging / CHECKPOINT, out, settings, timing_cache=cache, log=log, on_line=say)
+        return {"built_for": built_for}
+
+    title = f"TensorRT-LLM engine ({job.decoder_precision})"
+    return Step(ENGINE, title, built_for, build.CODE, int(1.2 * weights.bytes), write)
+
+
+def has_tensorrt() -> bool:
+    """Whether this is the environment that builds."""
+    return importlib.util.find_spec("tensorrt") is not None
+
+
+def _run_cpu(job: Job, command: str) -> None:
+    checkpoint = Checkpoint.open(job.checkpoint, (job.staging, job.output))
+    steps = cpu_steps(job, checkpoint)
+    keys = {step.folder: step.key for step in steps}
+    if command == "all" and _in_use(job, keys, cpu_manifest):
         say(f"{job.output}: up to date")
-        return
-    steps = steps_of(job, command)
-    if steps:
-        _check_room(job, sources, steps)
-        job.staging.mkdir(parents=True, exist_ok=True)
-        write_json(job.staging / CACHE, sources.entries)
-        write_json(job.staging / FACTS, job.facts)
-        for step in steps:
-            run_step(step, job, sources)
-    if job.target == "cpu":
-        if command == "build":
-            say("nothing to build for a CPU")
-    elif command == "build" or (command == "all" and has_tensorrt()):
-        build(job, sources)
-    elif command == "all":
-        say(
-            f"{job.staging}: ready to be built; on the GPU machine, in the TensorRT-LLM container, run the steps "
-            "build and verify with the same --output"
-        )
-        return
+    elif command == "build":
+        say("nothing to build for a CPU")
+    else:
+        if command != "verify":
+            _run_steps(job, steps, command, checkpoint)
+        if command in ("verify", "all"):
+            _verify_and_swap(job, keys, cpu_manifest, lambda root: verify.verify_cpu(root, checkpoint))
+
+
+def _run_gpu(job: Job, command: str) -> None:
+    if command not in ("build", "verify"):
+        checkpoint = Checkpoint.open(job.checkpoint, (job.staging, job.output))
+        steps = gpu_steps(job, checkpoint)
+        if command == "all" and has_tensorrt():
+            keys = {step.folder: step.key for step in steps}
+            if read_outputs(job.output, keys) and _in_use(job, keys | _build_keys(job), gpu_manifest):
+                say(f"{job.output}: up to date")
+                return
+        _run_steps(job, steps, command, checkpoint)
+        if command == "all" and not has_tensorrt():
+            say(
+                f"{job.staging}: ready to be built; on the GPU machine, in the TensorRT-LLM container, run the "
+                "steps build and verify with the same --output"
+            )
+        if command != "all" or not has_tensorrt():
+            return
+    if command in ("build", "all"):
+        for folder in BEFORE_BUILD:
+            find_output(job, folder)
+        steps = build_steps(job)
+        require_disk(job.output, sum(bytes_to_write(job, step) for step in steps))
+        for folder in BEFORE_BUILD:
+            stage(job, folder)
+        _run_steps(job, steps, "all", None)
     if command in ("verify", "all"):
-        verify_and_swap(job, sources)
+        # Keys of what was written elsewhere aren't compared: a GPU machine may lack the checkpoint.
+        keys_here: Keys = dict.fromkeys(BEFORE_BUILD) | _build_keys(job)
+        _verify_and_swap(job, keys_here, gpu_manifest, verify_engines.verify_engines)
 
 
-def build(job: Job, sources: Sources) -> None:
-    """Build plans and engine from what the other steps wrote, which is brought into staging with them."""
-    _check_room(job, sources, BUILT)
+def _build_keys(job: Job) -> dict[str, str | None]:
+    return {step.folder: step.key for step in build_steps(job)}
+
+
+def _run_steps(job: Job, steps: Sequence[Step], command: str, checkpoint: Checkpoint | None) -> None:
+    """Run those of the steps that belong to a command, once there is room for all of them."""
+    wanted = [step for step in steps if command == "all" or step.command in ("", command)]
+    require_disk(job.output, sum(bytes_to_write(job, step) for step in wanted))
     job.staging.mkdir(parents=True, exist_ok=True)
-    for folder in STAGED_FOR_BUILD:
-        stage(job, folder)
     write_json(job.staging / FACTS, job.facts)
-    for step in BUILT:
-        run_step(step, job, sources)
+    if checkpoint is not None:
+        write_json(job.staging / HASHES, checkpoint.hash_entries)
+    for step in wanted:
+        run_step(job, step)
 
 
-def verify_and_swap(job: Job, sources: Sources) -> None:
+def _verify_and_swap(
+    job: Job,
+    keys: Keys,
+    manifest: Callable[[Job, Mapping[str, StepOutput]], Manifest],
+    check: Callable[[Path], list[dict[str, Any]]],
+) -> None:
     """Verify what is staged and let it become the engines in use; with nothing staged, verify those."""
-    trust = job.target == "gpu"
-    done = _done(job, sources, staged=True, trust=trust)
-    if done is None and _done(job, sources, staged=False, trust=trust) is None:
-        raise InvalidInput(
-            f"There is nothing to verify for these options at {job.output}; run the other steps first."
-        )
-    if job.target == "cpu":
-        require_memory(memory_needed(job, sources), "Verifying")
-    root = job.output if done is None else job.staging
-    if done is not None:
-        write_json(root / MANIFEST, _manifest(job, done).model_dump(mode="json"))
-    checks = verify_cpu(root, job, sources) if job.target == "cpu" else verify_engines(root)
-    if done is not None:
-        write_json(root / REPORT, {"key": _verify_key(done), "checks": checks})
-        swap(job, {MANIFEST, REPORT, CACHE, FACTS, *done})
-        say(f"{job.output}: ready")
+    outputs = read_outputs(job.staging, keys)
+    if outputs is None:
+        if read_outputs(job.output, keys) is None:
+            raise InvalidInput(
+                f"There is nothing to verify for these options at {job.output}; run the other steps first."
+            )
+        check(job.output)
+        return
+    write_json(job.staging / MANIFEST, manifest(job, outputs).model_dump(mode="json"))
+    checks = check(job.staging)
+    write_json(job.staging / REPORT, {"key": _verify_key(outputs), "checks": checks})
+    swap(job, {MANIFEST, REPORT, HASHES, FACTS, *outputs})
+    say(f"{job.output}: ready")
 
 
-def in_use(job: Job, sources: Sources) -> bool:
+def _in_use(job: Job, keys: Keys, manifest: Callable[[Job, Mapping[str, StepOutput]], Manifest]) -> bool:
     """Whether the engines in use are what this job would write, verified."""
-    if job.target == "gpu" and not has_tensorrt():
-        return False
-    done = _done(job, sources, staged=False)
-    if done is None:
+    outputs = read_outputs(job.output, keys)
+    if outputs is None:
         return False
     try:
         report = json.loads((job.output / REPORT).read_text(encoding="utf-8"))
-        expected = _manifest(job, done).model_dump()
-        return bool(report["key"] == _verify_key(done)) and Manifest.load(job.output).model_dump() == expected
+        same = Manifest.load(job.output).model_dump() == manifest(job, outputs).model_dump()
+        return same and bool(report["key"] == _verify_key(outputs))
     except (OSError, ValueError, KeyError, TypeError, EngineError):
         return False
 
 
-def _manifest(job: Job, done: Mapping[str, Done]) -> Manifest:
-    return cpu_manifest(job, done) if job.target == "cpu" else gpu_manifest(job, done)
-
-
-def _verify_key(done: Mapping[str, Done]) -> str:
-    keys: dict[str, Any] = {folder: one.key for folder, one in done.items()}
-    code = code_and_versions((*VERIFY_CODE, "verify_engines.py"), ("transformers", "onnxruntime"))
-    return digest(keys | code)
-
-
-def _done(job: Job, sources: Sources, *, staged: bool, trust: bool = False) -> dict[str, Done] | None:
-    """All steps as they lie in staging or in the engines in use, or None if one is missing or has another key.
-
-    trust: take the steps before `build` as they are; a GPU machine hasn't the checkpoint, and other versions.
-    """
-    root = job.staging if staged else job.output
-    found: dict[str, Done] = {}
-    for step in steps_of(job, "all"):
-        done = read_done(root, step.folder, None if trust else digest(step.key(job, sources)))
-        if done is None:
-            return None
-        found[step.folder] = done
-    for step in BUILT if job.target == "gpu" else ():
-        done = read_done(root, step.folder, digest(step.key(job, sources)))
-        if done is None:
-            return None
-        found[step.folder] = done
-    return found
-
-
-def _check_room(job: Job, sources: Sources, steps: Sequence[Step]) -> None:
-    needed = 0
-    for step in steps:
-        key = digest(step.key(job, sources))
-        if read_done(job.staging, step.folder, key):
-            continue
-        done = read_done(job.output, step.folder, key)
-        copied = [file.bytes for file in done.files if file.path.endswith(ONE_NAME)] if done else []
-        needed += sum(copied) if done else step.bytes_needed(job, sources)
-    require_disk(job.output, needed)
+def _verify_key(outputs: Mapping[str, StepOutput]) -> str:
+    programs = code_and_versions((*verify.CODE, *verify_engines.CODE), ("transformers", "onnxruntime"))
+    return digest({folder: output.key for folder, output in outputs.items()} | programs)

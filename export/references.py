@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.checkpoint import Checkpoint
 from export.job import Job
 from export.progress import bar
 from export.resources import require_memory
-from export.sources import Sources
-from export.store import code_and_versions
 from rtprune.decoder import special_tokens
 
 if TYPE_CHECKING:
@@ -35,54 +34,45 @@ PROMPTS = (
 """Eight prompts: those that DeepSeek-OCR documents, one with text before the image, one more."""
 
 
-class References:
-    """What `verify` on a GPU machine compares plans and engine with: transformers in FP32."""
+CODE = ("references.py", "torch_reference.py")
 
-    folder = FOLDER
-    keeps_partial = False
 
-    def title(self, job: Job) -> str:
-        """What the user reads while it runs."""
-        return f"reference outputs ({len(job.sides)} sizes, {len(PROMPTS)} prompts)"
+def bytes_needed(job: Job, checkpoint: Checkpoint) -> int:
+    """Size of images and tokens."""
+    hidden = checkpoint.architecture.decoder.hidden_size
+    return 10_000_000 + IMAGES * sum(3 * side**2 + 4 * hidden * (side // 64) ** 2 for side in job.sides)
 
-    def key(self, job: Job, sources: Sources) -> dict[str, Any]:
-        """Everything that the outputs depend on."""
-        code = code_and_versions(("references.py", "torch_reference.py"), ("torch", "transformers"))
-        return {"sources": sources.hashes, "sides": job.sides, "code": code}
 
-    def bytes_needed(self, job: Job, sources: Sources) -> int:
-        """Images and tokens."""
-        hidden = sources.checkpoint.architecture.decoder.hidden_size
-        return 10_000_000 + IMAGES * sum(3 * side**2 + 4 * hidden * (side // 64) ** 2 for side in job.sides)
+def write_references(job: Job, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Compute what `verify` on a GPU machine compares plans and engine with: transformers in FP32.
 
-    def run(self, job: Job, sources: Sources, out: Path) -> dict[str, Any]:
-        """Compute both files. Raises InvalidInput when FP32 doesn't fit into memory."""
-        from safetensors.numpy import save_file
+    Raises InvalidInput when FP32 doesn't fit into memory.
+    """
+    from safetensors.numpy import save_file
 
-        from export.torch_reference import content_tokens, load_model, sample_images
+    from export.torch_reference import content_tokens, load_model, sample_images
 
-        parameters = sources.checkpoint.parameters("")
-        require_memory(4 * parameters + 2_000_000_000, "Computing the reference outputs in FP32")
-        model = load_model(sources.checkpoint, sources.special_tokens[special_tokens.IMAGE])
-        vision: dict[str, NDArray[Any]] = {}
-        with bar("reference outputs", len(job.sides) + len(PROMPTS), "") as shown:
-            for side in job.sides:
-                images = sample_images(side, IMAGES)
-                vision |= {f"images.{side}": images, f"tokens.{side}": content_tokens(model.model, images)}
-                shown.update()
-            save_file(vision, out / VISION)
-            decoder: dict[str, NDArray[Any]] = {}
-            images = sample_images(job.sides[0], len(PROMPTS))
-            for number, prompt in enumerate(PROMPTS):
-                for name, value in _reference(sources, model, prompt, images[number]).items():
-                    decoder[f"{name}.{number}"] = value
-                shown.update()
-            save_file(decoder, out / DECODER)
-        return {"prompts": len(PROMPTS), "sides": job.sides}
+    require_memory(4 * checkpoint.parameters("") + 2_000_000_000, "Computing the reference outputs in FP32")
+    model = load_model(checkpoint)
+    vision: dict[str, NDArray[Any]] = {}
+    with bar("reference outputs", len(job.sides) + len(PROMPTS), "") as shown:
+        for side in job.sides:
+            images = sample_images(side, IMAGES)
+            vision |= {f"images.{side}": images, f"tokens.{side}": content_tokens(model.model, images)}
+            shown.update()
+        save_file(vision, out / VISION)
+        decoder: dict[str, NDArray[Any]] = {}
+        images = sample_images(job.sides[0], len(PROMPTS))
+        for number, prompt in enumerate(PROMPTS):
+            for name, value in _reference(checkpoint, model, prompt, images[number]).items():
+                decoder[f"{name}.{number}"] = value
+            shown.update()
+        save_file(decoder, out / DECODER)
+    return {"prompts": len(PROMPTS), "sides": job.sides}
 
 
 def _reference(
-    sources: Sources, model: Any, prompt: str, image: NDArray[np.uint8]
+    checkpoint: Checkpoint, model: Any, prompt: str, image: NDArray[np.uint8]
 ) -> dict[str, NDArray[Any]]:
     """One prompt's ids, visual tokens, greedy output, and at each step the second choice and its distance."""
     from tokenizers import Tokenizer
@@ -92,8 +82,8 @@ def _reference(
     from rtprune.settings import Settings
     from rtprune.vision.sequence import token_sequence
 
-    decoder = sources.checkpoint.architecture.decoder
-    tokenizer = Tokenizer.from_file(str(sources.checkpoint.folder / "tokenizer.json"))
+    decoder = checkpoint.architecture.decoder
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     writer = PromptWriter(
         tokenizer,
         vocab_size=decoder.vocab_size,
@@ -108,7 +98,7 @@ def _reference(
         separator=model.model.view_separator.detach().numpy(),
     )
     ids = writer.ids(prompt, len(visual))
-    end = sources.special_tokens[special_tokens.EOS]
+    end = checkpoint.special_tokens[special_tokens.EOS]
     tokens, second, margin = greedy(model, ids, visual, end_id=end, steps=OUTPUT_TOKENS)
     return {"ids": ids, "visual": visual, "tokens": tokens, "second": second, "margin": margin}
 

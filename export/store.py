@@ -1,4 +1,7 @@
-"""The store of steps' files: a folder for each step with its key, written whole or not at all, swapped in as one."""
+"""The store of an export: a folder for each step's output under a key, written whole or not at all, swapped in as one.
+
+Steps write to `Job.staging`. What is there or in the engines in use under the same key is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from export.job import Job
 from export.progress import Stopwatch, say
+from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import FileEntry, Manifest, sha256_of
-
-if TYPE_CHECKING:
-    from export.sources import Sources
 
 NOTE = "step.json"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -28,56 +31,54 @@ ONE_NAME = ".weights"
 """Files of weights beside an ONNX graph: onnx takes one with two names for an attack, and refuses it."""
 
 
-class Step(Protocol):
-    """One part of the engines folder: a folder of its own, and what it depends on."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One folder of the engines, what it depends on, and the function that writes it.
+
+    command: the command line's step that runs it beside `all`; empty for every one.
+    depends_on: inputs and settings, as JSON.
+    code, packages: source files of export, and installed packages, that decide what is written.
+    bytes_needed: disk space that it takes.
+    write: writes the files into the empty folder that it gets; returns facts for the manifest.
+    """
 
     folder: str
-    keeps_partial: bool
-    """Whether an interrupted run's files are of use to the next, because the step knows which are whole."""
+    title: str
+    depends_on: Mapping[str, Any]
+    code: tuple[str, ...]
+    bytes_needed: int
+    write: Callable[[Path], dict[str, Any]]
+    packages: tuple[str, ...] = ()
+    command: str = ""
 
-    def title(self, job: Job) -> str:
-        """What the user reads while it runs."""
-        ...
-
-    def key(self, job: Job, sources: Sources) -> dict[str, Any]:
-        """Everything that what it writes depends on."""
-        ...
-
-    def bytes_needed(self, job: Job, sources: Sources) -> int:
-        """Disk space that it takes."""
-        ...
-
-    def run(self, job: Job, sources: Sources, out: Path) -> dict[str, Any]:
-        """Write its files into the folder `out`; returns facts for the manifest."""
-        ...
+    @property
+    def key(self) -> str:
+        """What tells this output from every other."""
+        return digest({**self.depends_on, "programs": code_and_versions(self.code, self.packages)})
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A step whose files are all there."""
+class StepOutput:
+    """What a step wrote: its key, its facts for the manifest, and its files, relative to the engines folder."""
 
     key: str
     facts: dict[str, Any]
     files: tuple[FileEntry, ...]
-    """Paths relative to the engines folder."""
 
     def file(self, name: str) -> FileEntry:
         """The entry of a file of the step by its name."""
         return next(entry for entry in self.files if entry.path.endswith(f"/{name}"))
 
 
-def digest(key: dict[str, Any]) -> str:
-    """SHA-256 of a key, whatever the order of its parts."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of content as JSON, whatever the order of its parts."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def code_and_versions(modules: tuple[str, ...], packages: tuple[str, ...]) -> dict[str, str]:
-    """What of the programs themselves decides a step's files: source files of export, versions of packages.
-
-    This file writes for all of them, so it always counts.
-    """
+def code_and_versions(code: tuple[str, ...], packages: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of source files of export, this one among them, and versions of packages."""
     here = Path(__file__).parent
-    parts = {module: sha256_of(here / module) for module in (Path(__file__).name, *modules)}
+    parts = {name: sha256_of(here / name) for name in (Path(__file__).name, *code)}
     return parts | {package: installed(package) for package in packages}
 
 
@@ -89,69 +90,103 @@ def installed(package: str) -> str:
         return "none"
 
 
-def read_done(root: Path, folder: str, key: str | None = None) -> Done | None:
-    """What a step left in `root`/`folder`, if it is whole and (where one is given) has this key."""
+def read_output(root: Path, folder: str, key: str | None = None) -> StepOutput | None:
+    """What a step left in `root`/`folder`, if its files are all there and (where one is given) it has this key."""
     try:
         note = json.loads((root / folder / NOTE).read_text(encoding="utf-8"))
-        done = Done(note["key"], note["facts"], tuple(FileEntry.model_validate(f) for f in note["files"]))
-        whole = all((root / entry.path).stat().st_size == entry.bytes for entry in done.files)
+        output = StepOutput(note["key"], note["facts"], tuple(map(FileEntry.model_validate, note["files"])))
+        whole = all((root / entry.path).stat().st_size == entry.bytes for entry in output.files)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return done if whole and key in (None, done.key) else None
+    return output if whole and key in (None, output.key) else None
 
 
-def run_step(step: Step, job: Job, sources: Sources) -> Done:
-    """Do a step, or take what an earlier run of the same key left in staging or in the engines in use.
+def read_outputs(root: Path, keys: Mapping[str, str | None]) -> dict[str, StepOutput] | None:
+    """All outputs by folder, or None if one is missing or has another key. None for a key takes any."""
+    found = {folder: read_output(root, folder, key) for folder, key in keys.items()}
+    whole = {folder: output for folder, output in found.items() if output is not None}
+    return whole if len(whole) == len(found) else None
 
-    Files are written to `<folder>.partial` and appear under their own name when they are whole and on disk.
+
+def find_output(job: Job, folder: str) -> StepOutput:
+    """What an earlier step left in staging or in the engines in use. Raises InvalidInput when it hasn't been run."""
+    output = read_output(job.staging, folder) or read_output(job.output, folder)
+    if output is None:
+        raise InvalidInput(
+            f"Neither {job.staging} nor {job.output} holds {folder}; run the steps vision, decoder and references "
+            "first, where transformers 5 is installed."
+        )
+    return output
+
+
+def bytes_to_write(job: Job, step: Step) -> int:
+    """Disk space that `run_step` will take."""
+    key = step.key
+    if read_output(job.staging, step.folder, key):
+        return 0
+    used = read_output(job.output, step.folder, key)
+    if used is None:
+        return step.bytes_needed
+    return sum(file.bytes for file in used.files if file.path.endswith(ONE_NAME))
+
+
+def run_step(job: Job, step: Step) -> None:
+    """Have a step's output in staging: written now, or what an earlier run of the same key left.
+
+    Raises:
+        EngineError: safetensors couldn't write; OSError for every other file.
     """
-    key = digest(step.key(job, sources))
-    watch = Stopwatch()
-    found = read_done(job.staging, step.folder, key)
-    if found:
-        say(f"{step.title(job)}: up to date")
-        return found
-    target, partial = job.staging / step.folder, job.staging / f"{step.folder}.partial"
-    if read_done(job.output, step.folder, key):
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(job.output / step.folder, partial, copy_function=link_or_copy)
-        return _appear(partial, target, job, step.folder, f"{step.title(job)}: up to date", key)
-    if not step.keeps_partial:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
+    key, watch = step.key, Stopwatch()
+    if read_output(job.staging, step.folder, key) or read_output(job.output, step.folder, key):
+        stage(job, step.folder, key)
+        say(f"{step.title}: up to date")
+        return
+    with _folder(job.staging / step.folder) as partial:
+        try:
+            facts = step.write(partial)
+        except SafetensorError as error:
+            raise EngineError(
+                f"{step.title} couldn't be written: {error}. The engines in use are as they were."
+            ) from error
+        size = _write_note(partial, step.folder, key, facts)
+    say(f"{step.title}: {size / 1e6:,.1f} MB in {watch}")
+
+
+def stage(job: Job, folder: str, key: str | None = None) -> None:
+    """Bring an output of the engines in use into staging, unless one of that key is there."""
+    if read_output(job.staging, folder, key) is None:
+        with _folder(job.staging / folder) as partial:
+            shutil.copytree(job.output / folder, partial, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+@contextmanager
+def _folder(target: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `target` when the block ends well, and is gone when it doesn't."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        facts = step.run(job, sources, partial)
-        _write_note(partial, step.folder, key, facts)
+        yield partial
     except BaseException:
-        if not step.keeps_partial:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
-    done = _appear(partial, target, job, step.folder, "", key)
-    say(f"{step.title(job)}: {sum(f.bytes for f in done.files) / 1e6:,.1f} MB in {watch}")
-    return done
-
-
-def _appear(partial: Path, target: Path, job: Job, folder: str, line: str, key: str) -> Done:
-    if target.exists():
-        shutil.rmtree(target)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    sync_folder(target.parent)
-    if line:
-        say(line)
-    done = read_done(job.staging, folder, key)
-    if done is None:
-        raise OSError(f"{target} changed while it was written")
-    return done
+    sync(target.parent)
 
 
-def _write_note(partial: Path, folder: str, key: str, facts: dict[str, Any]) -> None:
+def _write_note(partial: Path, folder: str, key: str, facts: dict[str, Any]) -> int:
+    """Have the files on the disk, and a note beside them that names them; returns their bytes."""
     files = []
-    for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != partial / NOTE):
-        sync_file(path)
-        relative = path.relative_to(partial).as_posix()
-        entry = FileEntry(path=f"{folder}/{relative}", sha256=sha256_of(path), bytes=path.stat().st_size)
-        files.append(entry.model_dump())
+    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+        path.chmod(
+            0o644
+        )  # safetensors leaves its files to their owner alone; a container's plain user reads them too
+        sync(path)
+        name = f"{folder}/{path.relative_to(partial).as_posix()}"
+        files.append(FileEntry(path=name, sha256=sha256_of(path), bytes=path.stat().st_size).model_dump())
     write_json(partial / NOTE, {"key": key, "facts": facts, "files": files})
+    return sum(file["bytes"] for file in files)
 
 
 def link_or_copy(source: str, target: str) -> str:
@@ -186,15 +221,9 @@ def write_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def sync_file(path: Path) -> None:
-    """Have a file's content on the disk, so that no crash leaves it shorter than its note says."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Have a folder's names on the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk, so that no crash takes them back."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -212,7 +241,7 @@ def swap(job: Job, keep: set[str]) -> None:
         if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     Manifest.load(job.staging)
-    sync_folder(job.staging)
+    sync(job.staging)
     if not job.output.exists():
         job.staging.rename(job.output)
     else:
@@ -222,7 +251,7 @@ def swap(job: Job, keep: set[str]) -> None:
         else:
             job.output.rename(job.previous)
             job.staging.rename(job.output)
-    sync_folder(job.output.parent)
+    sync(job.output.parent)
 
 
 def exchange(first: Path, second: Path) -> bool:

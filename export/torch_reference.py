@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
 from export.family import NEWLINE, SEPARATOR, VISION_PREFIXES, transformers_config
+from rtprune.decoder.special_tokens import IMAGE
 from rtprune.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     )
 
 
-def load_vision(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrModel:
+def load_vision(checkpoint: Checkpoint) -> UnlimitedOcrModel:
     """Both encoders, the projector, newline and separator; the decoder is left out.
 
     Raises InvalidInput when transformers finds a weight of them missing.
     """
     from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrModel
 
-    config = transformers_config(checkpoint.architecture, image_token_id)
+    config = transformers_config(checkpoint.architecture, checkpoint.special_tokens[IMAGE])
     text: Any = config.text_config
     text.num_hidden_layers, text.layer_types, text.mlp_layer_types, text.vocab_size = 0, [], [], 1
     wanted = (*VISION_PREFIXES, NEWLINE, SEPARATOR, "model.norm.")
-    weights = {name: checkpoint.read(name) for name in checkpoint.keys() if name.startswith(wanted)}  # noqa: SIM118
+    weights = {name: checkpoint.read(name) for name in checkpoint.names(*wanted)}
     model, loaded = quietly(
         UnlimitedOcrModel.from_pretrained,
         None,
@@ -85,14 +86,14 @@ def sample_images(side: int, count: int) -> NDArray[np.uint8]:
     return images
 
 
-def load_model(checkpoint: Checkpoint, image_token_id: int) -> UnlimitedOcrForConditionalGeneration:
+def load_model(checkpoint: Checkpoint) -> UnlimitedOcrForConditionalGeneration:
     """The whole model in FP32. Raises InvalidInput when transformers finds a weight missing."""
     from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
     model, loaded = quietly(
         UnlimitedOcrForConditionalGeneration.from_pretrained,
         checkpoint.folder,
-        config=transformers_config(checkpoint.architecture, image_token_id),
+        config=transformers_config(checkpoint.architecture, checkpoint.special_tokens[IMAGE]),
         dtype=torch.float32,
         output_loading_info=True,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.family import DECODER_PREFIXES, NEWLINE, SEPARATOR, VISION_PREFIXES
-from export.job import Job
+from export.checkpoint import Checkpoint
+from export.family import DECODER_PREFIXES, NEWLINE, PATCH, SEPARATOR, VISION_PREFIXES
 from export.progress import bar, say
-from export.sources import Sources
-from rtprune.decoder.special_tokens import IMAGE
+from export.resources import require_memory
 from rtprune.errors import EngineError
 from rtprune.manifest import Manifest, VisionEntry
 
@@ -44,41 +44,50 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
     return worst if np.isfinite(worst) else float("inf")
 
 
-def memory_needed(job: Job, sources: Sources) -> int:
+def memory_needed(manifest: Manifest, checkpoint: Checkpoint) -> int:
     """Bytes that the comparison takes: both models, and PyTorch's scores of one global attention, held four times."""
-    sam = sources.checkpoint.architecture.vision.width.sam
-    positions = (max(job.sides) // 16) ** 2
-    scores = 4 * sam.heads * positions * positions
-    return 2 * 4 * sources.checkpoint.parameters(*VISION_PREFIXES) + 4 * scores + 500_000_000
+    heads = checkpoint.architecture.vision.width.sam.heads
+    positions = (max(manifest.sides) // PATCH) ** 2
+    scores = 4 * heads * positions * positions
+    return 2 * 4 * checkpoint.parameters(*VISION_PREFIXES) + 4 * scores + 500_000_000
 
 
-def verify_cpu(folder: Path, job: Job, sources: Sources) -> list[dict[str, Any]]:
+def verify_cpu(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Compare the engines in `folder` with the checkpoint; returns the checks for the report.
 
     Raises:
         EngineError: a file has changed, an error is above its limit, or a weight differs.
+        InvalidInput: too little memory.
     """
     manifest = Manifest.load(folder)
     manifest.verify_hashes()
-    checks = []
-    for check in (
-        *_vision(manifest, sources),
-        _layout_tokens(manifest, sources),
-        _decoder(manifest, sources),
-    ):
+    require_memory(memory_needed(manifest, checkpoint), "Verifying")
+    return passed(
+        itertools.chain(
+            _vision(manifest, checkpoint),
+            [_layout_tokens(manifest, checkpoint)],
+            _decoder(manifest, checkpoint),
+        )
+    )
+
+
+def passed(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    """The checks for the report. Raises EngineError at the first one that isn't below its limit."""
+    found = []
+    for check in checks:
         if not check.error < check.limit:
             raise EngineError(
                 f"{check.name}: the relative error is {check.error:.1e}, and it must stay below {check.limit:.0e}."
             )
         say(f"verified {check}")
-        checks.append(asdict(check))
-    return checks
+        found.append(asdict(check))
+    return found
 
 
-def _vision(manifest: Manifest, sources: Sources) -> Iterator[Check]:
+def _vision(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[Check]:
     from export.torch_reference import load_vision, sample_images
 
-    model = load_vision(sources.checkpoint, sources.special_tokens[IMAGE])
+    model = load_vision(checkpoint)
     with bar("vision against PyTorch", len(manifest.vision), "size") as shown:
         for entry in manifest.vision:
             images = sample_images(entry.side, 2)
@@ -103,28 +112,28 @@ def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: N
     return max(relative_error(alone, expected), relative_error(behind, expected))
 
 
-def _layout_tokens(manifest: Manifest, sources: Sources) -> Check:
+def _layout_tokens(manifest: Manifest, checkpoint: Checkpoint) -> Check:
     from rtprune.vision.encoder import load_visual_tokens
 
     found = np.stack(load_visual_tokens(manifest))
-    expected = np.stack([sources.checkpoint.read(name).float().numpy() for name in (NEWLINE, SEPARATOR)])
+    expected = np.stack([checkpoint.read(name).float().numpy() for name in (NEWLINE, SEPARATOR)])
     return Check("newline and separator", relative_error(found, expected), TOLERANCE["fp32"])
 
 
-def _decoder(manifest: Manifest, sources: Sources) -> Check:
+def _decoder(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[Check]:
     """Every weight of the decoder, read back and compared with the checkpoint's value in the same precision."""
     import torch
 
     from rtprune.decoder.engines.torch.weights import WeightFiles
 
-    checkpoint, entry = sources.checkpoint, manifest.decoder
+    entry = manifest.decoder
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[entry.precision]
     files = WeightFiles(manifest.folder / entry.folder)
-    names = [name for name in checkpoint.keys() if name.startswith(DECODER_PREFIXES)]  # noqa: SIM118
+    names = checkpoint.names(*DECODER_PREFIXES)
     with bar("decoder weights", len(names), "tensor") as shown:
         for name in names:
             written = files.get(name, checkpoint.shape(name), dtype)
             if not torch.equal(written, checkpoint.read(name).to(dtype)):
                 raise EngineError(f"The decoder's weight {name} differs from the checkpoint's.")
             shown.update()
-    return Check(f"{len(names)} decoder weights, {entry.precision}", 0.0, TOLERANCE[entry.precision])
+    yield Check(f"{len(names)} decoder weights, {entry.precision}", 0.0, TOLERANCE[entry.precision])

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
+from export.checkpoint import Tensors
 from export.family import PATCH, WINDOW, Vision
 from export.onnx_graph import GraphWriter, WeightFile
 from export.position_tables import one_hot, relative_positions, resize_positions
@@ -24,18 +24,6 @@ from rtprune.vision.engines.base import INPUT, OUTPUT
 
 SAM, CLIP, PROJECTOR = "model.sam_model", "model.vision_model", "model.projector.layers"
 SAM_EPSILON, CLIP_EPSILON = 1e-6, 1e-5
-
-
-class Tensors(Protocol):
-    """What the writer asks of a checkpoint."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        ...
-
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
+from export.checkpoint import save_shards
 from export.family import Architecture, read_config, transformers_config
+from export.progress import bar
 from training.config import DECODER, INITIAL_DECODER, checkpoint_config
 from training.tokenizer import IMAGE, build_tokenizer, save_tokenizer, token_id
 
 SHARD = "model-00001-of-000001.safetensors"
+"""Where the reference checkpoint's weights are; they fit one shard."""
+
 UNUSED_PATCH_EMBEDDING = "model.vision_model.embeddings.patch_embedding.weight"
 """DeepSeek-OCR's checkpoint carries CLIP's own patch embedding, though the SAM map takes its place."""
 
@@ -109,16 +113,14 @@ def save_checkpoint(
     weights = checkpoint_weights(model, dtype)
     hidden: int = model.lm_head.weight.shape[1]
     decoder = DECODER if hidden == DECODER["hidden_size"] else INITIAL_DECODER
-    save_file(weights, directory / SHARD, metadata={"format": "pt"})
-    (directory / SHARD).chmod(
-        0o644
-    )  # safetensors leaves it to its owner alone; a container's plain user reads it too
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    with bar("checkpoint", sum(tensor.nbytes for tensor in weights.values()), "B") as shown:
+        save_shards(directory, shapes, dtype, weights.__getitem__, shown)
+    for shard in directory.glob("*.safetensors"):
+        shard.chmod(0o644)  # safetensors leaves it to its owner alone; a container's plain user reads it too
     vocabulary: int = model.lm_head.weight.shape[0]
     config = checkpoint_config(vocabulary, str(dtype).removeprefix("torch."), decoder)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, SHARD)}
-    _write_json(directory / "config.json", config)
-    _write_json(directory / "model.safetensors.index.json", index)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(directory)
 
 
@@ -127,15 +129,11 @@ def load_checkpoint(
 ) -> tuple[UnlimitedOcrForConditionalGeneration, Tokenizer]:
     """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    _, _, architecture = read_config(directory)
+    _, architecture = read_config(directory)
     config = transformers_config(architecture, token_id(tokenizer, IMAGE))
     model = UnlimitedOcrForConditionalGeneration.from_pretrained(directory, config=config, dtype=dtype)
     model.train(False)
     return model, tokenizer
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,51 +1,42 @@
-"""Writes a checkpoint of random weights in DeepSeek-OCR's format, of any size, tensor by tensor."""
+"""Writes a checkpoint of random weights in DeepSeek-OCR's format, of any size."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from export.checkpoint import save_shards
+from export.family import Architecture
 from export.hf_tensors import tensors
-from export.safetensors_writer import TensorSpec, write_safetensors
-
-SHARD = "model-00001-of-000001.safetensors"
-PIECE = 2**22  # values made at a time
+from export.progress import bar
 
 
-def write_random_checkpoint(folder: Path, config: Mapping[str, Any], seed: int = 0) -> tuple[int, int]:
-    """Write config.json, the index and one shard in bfloat16; returns the numbers of tensors and parameters."""
+def write_random_checkpoint(
+    folder: Path, config: Mapping[str, Any], seed: int = 0, prefixes: tuple[str, ...] = ("",)
+) -> tuple[int, int]:
+    """Write config.json, the index and shards in bfloat16; returns the numbers of tensors and parameters.
+
+    prefixes: of the names of the tensors to write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in tensors(config).items()}
+    known = tensors(Architecture.model_validate(config))
+    shapes = {name: shape for name, shape in known.items() if name.startswith(prefixes)}
     generator = torch.Generator().manual_seed(seed)
 
-    def parts(name: str) -> Iterator[torch.Tensor]:
-        mean, deviation = weight_statistics(name, specs[name].shape)
-        left = prod(specs[name].shape)
-        while left:
-            count = min(left, PIECE)
-            yield torch.randn(count, generator=generator).mul_(deviation).add_(mean).bfloat16()
-            left -= count
+    def tensor(name: str) -> torch.Tensor:
+        mean, deviation = weight_statistics(name, shapes[name])
+        return torch.randn(shapes[name], generator=generator).mul_(deviation).add_(mean).bfloat16()
 
-    size = sum(spec.bytes for spec in specs.values())
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
-        write_safetensors(
-            folder / SHARD,
-            specs,
-            parts,
-            metadata={"format": "pt"},
-            on_tensor=lambda _, written: bar.update(written),
-        )
-    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(specs, SHARD)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    parameters = sum(map(prod, shapes.values()))
+    with bar("random weights", 2 * parameters, "B") as shown:
+        save_shards(folder, shapes, torch.bfloat16, tensor, shown)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return len(specs), sum(prod(spec.shape) for spec in specs.values())
+    return len(shapes), parameters
 
 
 def weight_statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -10,9 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
-from export.family import special_token_ids
 from export.torch_reference import content_tokens, load_vision, sample_images
-from rtprune.decoder.special_tokens import IMAGE
 
 Comparison = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
@@ -26,8 +24,7 @@ def opened(random_checkpoint: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def expected(opened: Checkpoint) -> Callable[[int], Comparison]:
     """Three images of a side, and transformers' content tokens of them."""
-    ids = special_token_ids(opened.folder / "tokenizer.json", opened.architecture.decoder.vocab_size)
-    model = load_vision(opened, ids[IMAGE])
+    model = load_vision(opened)
     known: dict[int, Comparison] = {}
 
     def compute(side: int) -> Comparison:

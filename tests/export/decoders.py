@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
-VISION = ("model.sam_model.", "model.vision_model.", "model.projector.", "model.image_newline", "model.view_")
-
 
 def language_config(**changes: Any) -> dict[str, Any]:
     """`language_config` as deepseek-ai/DeepSeek-OCR publishes it, in small sizes."""
@@ -44,20 +42,15 @@ class Decoder:
     """A checkpoint's decoder: configuration, weights by checkpoint key, and transformers' model of them."""
 
     config: dict[str, Any]
+    """`language_config`."""
     weights: dict[str, torch.Tensor]
     model: UnlimitedOcrForConditionalGeneration
 
-    def keys(self) -> list[str]:
-        return list(self.weights)
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.weights[name].shape)
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self.weights[key].shape)
-
-    def read(self, key: str) -> torch.Tensor:
-        return self.weights[key]
-
-    def close(self) -> None:
-        """Nothing is mapped."""
+    def read(self, name: str) -> torch.Tensor:
+        return self.weights[name]
 
 
 def make_decoder(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Decoder:

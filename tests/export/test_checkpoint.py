@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoint import INDEX, Checkpoint
 from rtprune.errors import InvalidInput
+from training.config import checkpoint_config
+from training.random_checkpoint import write_random_checkpoint
 
 SHARD = "model-00001-of-000001.safetensors"
 QKV = "model.sam_model.blocks.1.attn.qkv.weight"
@@ -36,7 +40,7 @@ def edit(folder: Path, change: Callable[[Weights], object]) -> None:
 def test_a_right_checkpoint_reads_as_safetensors_does(random_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(random_checkpoint)
     weights = load_file(random_checkpoint / SHARD)
-    assert set(checkpoint.keys()) == set(weights)
+    assert set(checkpoint.names("")) == set(weights)
     for name, tensor in weights.items():
         assert checkpoint.shape(name) == tuple(tensor.shape)
         assert torch.equal(checkpoint.read(name), tensor)
@@ -125,7 +129,7 @@ def test_no_damaged_file_gets_past_the_reader_with_another_error(
     (folder / SHARD).write_bytes(content)
     try:
         checkpoint = Checkpoint.open(folder)
-        for name in checkpoint.keys():  # noqa: SIM118
+        for name in checkpoint.names(""):
             assert checkpoint.read(name).shape == checkpoint.shape(name)
     except InvalidInput as error:
         assert "\n" not in str(error)
@@ -156,7 +160,8 @@ def test_another_architecture_is_named(copy: Path, config: object, sentence: str
     [
         (("language_config", "use_mla"), True, "use_mla must be false"),
         (("language_config", "hidden_size"), -1, "language_config.hidden_size: .*greater than 0"),
-        (("language_config", "hidden_size"), 256, "the projector must go from"),
+        (("language_config", "hidden_size"), 320, "the projector must go from"),
+        (("language_config", "hidden_size"), 256, "5 heads with 5 key-value heads don.t divide 256"),
         (("language_config", "num_hidden_layers"), 9, "lacks the tensor model.layers.8"),
         (
             ("language_config", "vocab_size"),
@@ -203,3 +208,54 @@ def test_no_weights_and_a_broken_index_are_told(copy: Path) -> None:
     (copy / SHARD).unlink()
     with pytest.raises(InvalidInput, match="holds no .safetensors file"):
         Checkpoint.open(copy)
+
+
+HALF_A_GIGABYTE = {
+    "hidden_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 3,
+    "intermediate_size": 4096,
+    "moe_intermediate_size": 1024,
+    "n_routed_experts": 24,
+    "vocab_size": 32000,
+}
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+from export import checkpoint
+from export.decoder import write_decoder
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.set_num_threads(1)
+checkpoint.SHARD_BYTES = 2**25
+source = checkpoint.Checkpoint.open(Path(sys.argv[1]))
+before = peak()
+write_decoder(source, sys.argv[3], Path(sys.argv[2]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow("writes half a gigabyte")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_shards_are_written_in_little_memory(tmp_path: Path, precision: str) -> None:
+    """A decoder of 500 MB for a CPU in less than half of that: it is never in memory as a whole."""
+    config = checkpoint_config(HALF_A_GIGABYTE["vocab_size"])
+    config["language_config"] |= HALF_A_GIGABYTE
+    config["projector_config"]["n_embed"] = HALF_A_GIGABYTE["hidden_size"]
+    size = 2 * write_random_checkpoint(tmp_path / "source", config)[1]
+    assert size > 450e6
+    out = tmp_path / "out"
+    out.mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "source", out, precision],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    shards = list(out.glob("model-*.safetensors"))
+    assert len(shards) > 10
+    assert sum(shard.stat().st_size for shard in shards) > 0.98 * size * (2 if precision == "fp32" else 1)
+    grown = int(run.stdout)
+    assert grown < 0.5 * size, f"{grown / 1e6:.0f} MB for {size / 1e6:.0f} MB"

@@ -130,11 +130,67 @@ def test_build_verify_and_use(
     assert "verified vision 640 px, tensorrt fp16" in said
     assert "verified decoder, prompt 7" in said
 
+    assert manifest.decoder.built_for["tensorrt_llm"] == "1.2.1"
+
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*.plan")}
     assert main([*options, "build"]) == 0
-    assert "TensorRT plans (512, 640 px, fp16): up to date" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("up to date") == 3, "two plans and the engine"
     assert main([*options, "verify"]) == 0
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*.plan")} == before
+    assert not list(output.parent.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("change", ["gpu", "tensorrt", "batch", "plan", "note", "graph"])
+def test_a_plan_is_built_again_when_something_changed(
+    output: Path,
+    gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    options = ["--target", "gpu", "--output", str(output)]
+    assert main([*options, "build"]) == 0
+    staging = output.with_name("engines.staging")
+    plan = staging / "plan-512" / "vision.plan"
+    if change == "gpu":
+        monkeypatch.setattr(build, "_compute_capability", lambda: "8.9")
+    elif change == "tensorrt":
+        vars(sys.modules["tensorrt"])["__version__"] = "10.15.0.1"
+    elif change == "batch":
+        options += ["--vision-max-batch", "4"]
+    elif change == "plan":
+        plan.write_bytes(plan.read_bytes()[:-1])
+    elif change == "note":
+        plan.with_name("step.json").write_text("{")
+    else:
+        note = staging / "graphs" / "step.json"
+        content = json.loads(note.read_text())
+        graph = next(file for file in content["files"] if file["path"].endswith("vision-512.onnx"))
+        graph["sha256"] = "0" * 64
+        note.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main([*options, "build"]) == 0
+    said = capsys.readouterr().err
+    assert "TensorRT plan (512 px, fp16): up to date" not in said
+    assert ("TensorRT plan (640 px, fp16): up to date" in said) == (change in ("plan", "note", "graph"))
+    assert ("TensorRT-LLM engine (bf16): up to date" in said) == (change not in ("gpu", "tensorrt"))
+
+
+def test_a_build_that_fails_leaves_the_engines_in_use(
+    output: Path, gpu: None, torch_decoder: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", "gpu", "--output", str(output)]
+    assert main([*options, "build"]) == main([*options, "verify"]) == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    (tmp_path / "control.json").write_text('"fail"')
+    vars(sys.modules["tensorrt"])["__version__"] = "10.15.0.1"
+    assert main([*options, "build"]) == 1
+    assert "CUDA out of memory" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    staging = output.with_name("engines.staging")
+    assert (staging / "plan-640" / "vision.plan").is_file(), "what is built is kept"
+    assert not list(staging.rglob("*partial*"))
 
 
 def test_another_tensorrt_builds_again_and_keeps_one_step_back(

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from export.family import Architecture
 from export.hf_tensors import CONFIG, PARAMETERS, TENSORS, tensors
 from training.config import checkpoint_config
 from training.model import checkpoint_weights, new_model
 
 
 def test_the_published_counts() -> None:
-    shapes = tensors(CONFIG)
+    shapes = tensors(Architecture.model_validate(CONFIG))
     assert len(shapes) == TENSORS == 2_710
     assert sum(prod(shape) for shape in shapes.values()) == PARAMETERS == 3_336_106_240
 
@@ -23,7 +24,7 @@ def test_the_reference_checkpoint_has_these_tensors() -> None:
     model = new_model(0)
     weights = checkpoint_weights(model, torch.bfloat16)
     text: Any = model.config.text_config
-    shapes = tensors(checkpoint_config(text.vocab_size))
+    shapes = tensors(Architecture.model_validate(checkpoint_config(text.vocab_size)))
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes
 
 

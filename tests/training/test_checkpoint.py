@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.family import Architecture, transformers_config
+from export.family import Architecture, read_config, transformers_config
 from export.hf_tensors import CONFIG, tensors
 from training.config import CLIP, DECODER, SAM
 from training.model import SHARD, checkpoint_weights, load_checkpoint, new_model, save_checkpoint
@@ -39,9 +39,9 @@ def test_head_is_not_tied(created: Path) -> None:
 
 
 def test_names_and_shapes_are_deepseek_ocrs(created: Path) -> None:
-    config = json.loads((created / "config.json").read_text())
+    _, architecture = read_config(created)
     weights = load_file(created / SHARD)
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == tensors(config)
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == tensors(architecture)
     index = json.loads((created / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == dict.fromkeys(weights, SHARD)
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in weights.values())

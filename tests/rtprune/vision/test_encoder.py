@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
-from export.family import special_token_ids
 from export.torch_reference import load_vision, sample_images
 from export.verify import relative_error
-from rtprune.decoder.special_tokens import IMAGE
 from rtprune.errors import EngineError, InvalidInput, OcrError
 from rtprune.manifest import Manifest
 from rtprune.modes import MODES
@@ -38,9 +36,7 @@ def stage(random_engines: Path) -> Iterator[VisionEncoder]:
 
 @pytest.fixture(scope="module")
 def transformers_model(random_checkpoint: Path) -> Any:
-    checkpoint = Checkpoint.open(random_checkpoint)
-    ids = special_token_ids(random_checkpoint / "tokenizer.json", 1000)
-    return load_vision(checkpoint, ids[IMAGE])
+    return load_vision(Checkpoint.open(random_checkpoint))
 
 
 def page(

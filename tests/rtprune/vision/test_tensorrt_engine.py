@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export import build
-from export.build import BatchProfile, build_vision
+from export.build import BatchProfile, build_plan, machine
 from rtprune.errors import EngineError
 from rtprune.vision.engines.onnxruntime import OnnxRuntimeEngine, new_session
 from rtprune.vision.engines.tensorrt import Cuda, TensorRTEngine
@@ -74,7 +74,8 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def plan(trt: types.ModuleType, tmp_path: Path) -> Plan:
     """Batches of 1 to 5, tuned for 3, and what the plan was built for."""
     graph, path = write_graph(tmp_path / "vision.onnx"), tmp_path / "vision.plan"
-    return path, build_vision(graph, path, BatchProfile(3, 5))
+    build_plan(graph, path, BatchProfile(3, 5), timing_cache=tmp_path / "cache")
+    return path, machine()
 
 
 def images(count: int, side: int = 128) -> NDArray[Any]:
@@ -108,8 +109,9 @@ def test_the_result_is_the_callers(plan: Plan) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [(TensorProto.FLOAT16, 2e-3), (TensorProto.BFLOAT16, 2e-2)])
 def test_a_plan_of_half_precision(trt: types.ModuleType, tmp_path: Path, kind: int, tolerance: float) -> None:
     write_graph(tmp_path / "half.onnx", kind=kind)
-    built_for = build_vision(tmp_path / "half.onnx", tmp_path / "half.plan", BatchProfile(1, 4))
-    engine = TensorRTEngine.load(tmp_path / "half.plan", 128, built_for, Host())
+    cache = tmp_path / "cache"
+    build_plan(tmp_path / "half.onnx", tmp_path / "half.plan", BatchProfile(1, 4), timing_cache=cache)
+    engine = TensorRTEngine.load(tmp_path / "half.plan", 128, machine(), Host())
     reference = OnnxRuntimeEngine(new_session(write_graph(tmp_path / "full.onnx"), 1), 128)
     expected = reference.encode(images(4))
     found = engine.encode(images(4))

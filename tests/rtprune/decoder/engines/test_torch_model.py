@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export import decoder_check
+from benchmarks import decoder_check
 from rtprune.decoder.engines.torch.attention import Span, SpanAttention, allocate_kv
 from rtprune.decoder.engines.torch.engine import TorchEngine
 from rtprune.decoder.engines.torch.model import TorchDecoder

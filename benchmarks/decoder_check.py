@@ -91,7 +91,7 @@ def transformers_logits(
 
 def layer_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
     """One decoder layer's weights in FP32 under the names of transformers' class, which keeps experts in one tensor."""
-    names = [name.removeprefix(prefix) for name in checkpoint.keys() if name.startswith(prefix)]  # noqa: SIM118
+    names = [name.removeprefix(prefix) for name in checkpoint.names(prefix)]
     experts = [name for name in names if name.startswith("mlp.experts.")]
     weights = {name: checkpoint.read(prefix + name).float() for name in names if name not in set(experts)}
     count = len({name.split(".")[2] for name in experts})
