@@ -147,10 +147,10 @@ class Checkpoint:
         with bar("hashing the checkpoint", sum(f.stat().st_size for f in files if f.is_file()), "B") as shown:
             for file in files:
                 stat = file.stat()
-                place = (str(file.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
-                sha256 = known.get(place) or sha256_of(file)
+                known_by = (str(file.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
+                sha256 = known.get(known_by) or sha256_of(file)
                 shown.update(stat.st_size)
-                entries.append(dict(zip(("path", "size", "time"), place, strict=True)))
+                entries.append(dict(zip(("path", "size", "time"), known_by, strict=True)))
                 entries[-1] |= {"name": file.name, "sha256": sha256}
         return entries
 
@@ -182,13 +182,13 @@ def _shards(folder: Path) -> list[Path]:
         return found
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        places = {str(name): str(file) for name, file in weight_map.items()}
+        files = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{index} isn't an index of shards: {error!r}.") from error
-    for name, file in places.items():
+    for name, file in files.items():
         if Path(file).name != file or not (folder / file).is_file():
             raise InvalidInput(f"{index} puts the tensor {name} into {file}, and there is no such file.")
-    return [folder / file for file in sorted(set(places.values()))]
+    return [folder / file for file in sorted(set(files.values()))]
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

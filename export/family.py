@@ -48,11 +48,11 @@ OPTIONAL_TOKENS = (
 )
 
 
-class _Published(BaseModel):
+class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Sam(_Published):
+class Sam(_Config):
     """`vision_config.width.sam_vit_b`. `out_chans`: the neck's channels, 256 where it isn't said."""
 
     width: int = Field(gt=0)
@@ -63,7 +63,7 @@ class Sam(_Published):
     out_chans: int = Field(256, gt=0)
 
 
-class Clip(_Published):
+class Clip(_Config):
     """`vision_config.width.clip-l-14-224`."""
 
     width: int = Field(gt=0)
@@ -73,21 +73,21 @@ class Clip(_Published):
     patch_size: int = Field(gt=0)
 
 
-class Towers(_Published):
+class Towers(_Config):
     """`vision_config.width`."""
 
     sam: Sam = Field(alias="sam_vit_b")
     clip: Clip = Field(alias="clip-l-14-224")
 
 
-class Vision(_Published):
+class Vision(_Config):
     """`vision_config`. `image_size`: pixels that SAM's position table was made for."""
 
     image_size: int = Field(gt=0, multiple_of=PATCH)
     width: Towers
 
 
-class Decoder(_Published):
+class Decoder(_Config):
     """`language_config`. The fields with a value in COMPUTED may have no other."""
 
     vocab_size: int = Field(gt=0)
@@ -129,7 +129,7 @@ class Decoder(_Published):
         return self
 
 
-class Projector(_Published):
+class Projector(_Config):
     """`projector_config`."""
 
     input_dim: int = Field(gt=0)
@@ -137,7 +137,7 @@ class Projector(_Published):
     projector_type: str = "linear"
 
 
-class Architecture(_Published):
+class Architecture(_Config):
     """A DeepSeek-OCR config.json, as far as export needs it."""
 
     vision: Vision = Field(alias="vision_config")

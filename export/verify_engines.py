@@ -81,19 +81,19 @@ def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) ->
         with bar("decoder against the reference", len(requests), "prompt") as shown:
             for request in requests:
                 found, wanted = request.wait(), expected[f"tokens.{request.number}"]
-                place = first_difference(found, wanted)
-                agreed, total = agreed + place, total + len(wanted)
+                position = first_difference(found, wanted)
+                agreed, total = agreed + position, total + len(wanted)
                 shown.update()
                 worst = 0.0
-                if place < len(wanted):
-                    took = found[place] if place < len(found) else end
-                    worst = float(expected[f"margin.{request.number}"][place]) / limit
-                    if took != expected[f"second.{request.number}"][place]:
+                if position < len(wanted):
+                    took = found[position] if position < len(found) else end
+                    worst = float(expected[f"margin.{request.number}"][position]) / limit
+                    if took != expected[f"second.{request.number}"][position]:
                         raise EngineError(
-                            f"The decoder's answer to prompt {request.number} has token {took} at place {place}, "
-                            f"where the reference has {wanted[place]}."
+                            f"The decoder's answer to prompt {request.number} has token {took} at position {position}, "
+                            f"where the reference has {wanted[position]}."
                         )
-                agree = f"{place} of {len(wanted)} tokens as the reference"
+                agree = f"{position} of {len(wanted)} tokens as the reference"
                 yield Check(f"decoder, prompt {request.number}: {agree}", worst, 1.0)
     finally:
         engine.close()
@@ -101,10 +101,10 @@ def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) ->
 
 
 def first_difference(found: NDArray[np.int32], wanted: NDArray[np.int32]) -> int:
-    """The first place where two runs of tokens differ, or the length of `wanted`."""
+    """The first position at which two runs of tokens differ, or the length of `wanted`."""
     common = min(len(found), len(wanted))
-    places = np.flatnonzero(found[:common] != wanted[:common])
-    return int(places[0]) if len(places) else common
+    positions = np.flatnonzero(found[:common] != wanted[:common])
+    return int(positions[0]) if len(positions) else common
 
 
 class _Request:

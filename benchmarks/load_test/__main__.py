@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--grpc-url", default=f"127.0.0.1:{server.grpc_port}", metavar="HOST:PORT")
     parser.add_argument("--http-url", default=f"127.0.0.1:{server.http_port}", metavar="HOST:PORT")
-    parser.add_argument("--endpoints", "--doors", default=",".join(ENDPOINTS), help="default %(default)s")
+    parser.add_argument("--endpoints", default=",".join(ENDPOINTS), help="default %(default)s")
     parser.add_argument("--concurrency", default="1,2,4,8,16", help="requests at once; default %(default)s")
     parser.add_argument("--pruning", default="dynamic,off", help="dynamic, off, shares; default %(default)s")
     parser.add_argument("--mode", choices=MODES, default="tiny", help="default %(default)s")

@@ -266,7 +266,7 @@ class TestDecoderComparison:
         wrong = dict(expected)
         wrong["tokens.3"] = expected["tokens.3"].copy()
         wrong["tokens.3"][2] += 1
-        with pytest.raises(EngineError, match="answer to prompt 3 has token .* at place 2"):
+        with pytest.raises(EngineError, match="answer to prompt 3 has token .* at position 2"):
             list(compare_decoder(Manifest.load(random_engines), wrong))
 
     def test_a_close_second_choice_is_accepted_and_a_far_one_is_not(
