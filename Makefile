@@ -93,4 +93,4 @@ figures: engines ## the README's figures
 
 .PHONY: clean
 clean: ## remove the engines and what the tools left, not the virtual environment
-	rm -rf $(ENGINES) $(ENGINES).* build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(ENGINES) $(addprefix $(ENGINES).,previous staging lock plans.cache trtllm.cache trtllm-build.log) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

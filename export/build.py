@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.job import Job
+from export.progress import say
 from export.store import atomic
 from rtprune.errors import EngineError, InvalidInput
+from rtprune.manifest import FileEntry
 from rtprune.vision.engines.base import INPUT
 
 CODE = ("build.py",)
+PLAN = "vision.plan"
 TRTLLM_VERSION = "1.2.1"
 
 
@@ -161,6 +165,25 @@ def build_engine(
         raise EngineError(f"trtllm-build failed with status {code}: {reason} (log: {log})")
     if not any(engine.glob("*")):
         raise EngineError(f"trtllm-build ended well and wrote no engine; see {log}.")
+
+
+def write_plan(job: Job, graph: FileEntry, built_for: dict[str, str], out: Path) -> dict[str, Any]:
+    """Build the plan of a staged graph as PLAN. Raises EngineError."""
+    cache = job.beside("plans.cache")
+    build_plan(job.staging / graph.path, out / PLAN, profile_of(job), timing_cache=cache)
+    return {"built_for": built_for}
+
+
+def write_engine(job: Job, checkpoint: str, built_for: dict[str, str], out: Path) -> dict[str, Any]:
+    """Build the engine of the staged folder `checkpoint`; what trtllm-build says is passed on. Raises EngineError."""
+    cache, log = job.beside("trtllm.cache"), job.beside("trtllm-build.log")
+    build_engine(job.staging / checkpoint, out, DecoderBuild(), timing_cache=cache, log=log, on_line=say)
+    return {"built_for": built_for}
+
+
+def profile_of(job: Job) -> BatchProfile:
+    """The batch sizes that a job asks for."""
+    return BatchProfile(largest=job.vision_max_batch)
 
 
 def _trtllm_build() -> str:

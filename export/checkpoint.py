@@ -22,7 +22,7 @@ from rtprune.errors import InvalidInput
 from rtprune.manifest import sha256_of
 
 HASHES = "sources.json"
-SHARD_BYTES = 2**29  # of weights at a time; the library holds them twice while it writes
+SHARD_BYTES = 2**29  # of weights in memory at a time
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors library itself
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -261,6 +261,7 @@ def save_shards(
             tensors[name] = tensor(name).to(dtype)
             shown.update(tensors[name].nbytes)
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # the library leaves it to its owner alone
         weight_map |= dict.fromkeys(names, file)
         after_shard()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

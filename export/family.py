@@ -87,6 +87,12 @@ class Vision(_Config):
     width: Towers
 
 
+def _require(name: str, value: object, only: object) -> None:
+    if value != only:
+        told = [json.dumps(it).strip('"') for it in (only, value)]
+        raise ValueError(f"{name} must be {told[0]}, not {told[1]}")
+
+
 class Decoder(_Config):
     """`language_config`. The fields with a value in COMPUTED may have no other."""
 
@@ -109,14 +115,25 @@ class Decoder(_Config):
     @model_validator(mode="before")
     @classmethod
     def _what_is_computed(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
         for name, only in COMPUTED.items():
-            value = fields.get(name, only) if isinstance(fields, dict) else only
-            if value != only:
-                only, value = (json.dumps(it).strip('"') for it in (only, value))
-                raise ValueError(f"{name} must be {only}, not {value}")
-        kinds = fields.get("layer_types") or () if isinstance(fields, dict) else ()
-        if set(kinds) - {"full_attention"}:
-            raise ValueError(f"layer_types must be full_attention, not {', '.join(sorted(set(kinds)))}")
+            _require(name, fields.get(name, only), only)
+        layers, dense = fields.get("num_hidden_layers"), fields.get("first_k_dense_replace")
+        if isinstance(layers, int) and isinstance(dense, int):
+            kinds = ["dense"] * min(dense, layers) + ["sparse"] * max(0, layers - dense)
+            _require(
+                "layer_types",
+                fields.get("layer_types") or ["full_attention"] * layers,
+                ["full_attention"] * layers,
+            )
+            _require("mlp_layer_types", fields.get("mlp_layer_types") or kinds, kinds)
+        rope = fields.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise ValueError("rope_parameters must be an object")
+        _require("rope_type", rope.get("rope_type", "default"), "default")
+        if "rope_theta" in rope:
+            fields = {"rope_theta": rope["rope_theta"], **fields}
         return fields
 
     @model_validator(mode="after")

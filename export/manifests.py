@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from export.build import PLAN
 from export.decoder import FOLDER as DECODER
 from export.job import Job
 from export.store import StepOutput, installed
@@ -12,9 +13,8 @@ from export.tokens import TOKENIZER, VISUAL_TOKENS
 from export.vision import WEIGHTS, graph_name
 from rtprune.manifest import DecoderEntry, Manifest, VisionEntry
 
-VISION, ENGINE = "vision", "trtllm"
-"""Folders of the ONNX graphs that a CPU runs, and of TensorRT-LLM's engine."""
-PLAN = "vision.plan"
+VISION, GRAPHS, CHECKPOINT, ENGINE = "vision", "graphs", "checkpoint", "trtllm"
+"""Folders: graphs that a CPU runs, graphs that plans are built from, what TensorRT-LLM reads, what it runs."""
 PACKAGES = (
     "rtprune",
     "torch",
@@ -57,7 +57,7 @@ def gpu_manifest(job: Job, outputs: Mapping[str, StepOutput]) -> Manifest:
         VisionEntry(
             side=side,
             engine="tensorrt",
-            precision=job.vision_precision,
+            precision=outputs[GRAPHS].facts["precision"],
             file=outputs[plan_folder(side)].file(PLAN),
             max_batch=job.vision_max_batch,
             built_for=outputs[plan_folder(side)].facts["built_for"],
@@ -66,7 +66,7 @@ def gpu_manifest(job: Job, outputs: Mapping[str, StepOutput]) -> Manifest:
     )
     decoder = DecoderEntry(
         engine="tensorrt_llm",
-        precision=job.decoder_precision,
+        precision=outputs[CHECKPOINT].facts["precision"],
         folder=ENGINE,
         files=engine.files,
         built_for=engine.facts["built_for"],

@@ -12,7 +12,7 @@ from export import build, decoder, references, tokens, trtllm, verify, verify_en
 from export.checkpoint import HASHES, Checkpoint
 from export.family import DECODER_PREFIXES
 from export.job import FACTS, Job
-from export.manifests import ENGINE, PLAN, VISION, cpu_manifest, gpu_manifest, plan_folder
+from export.manifests import CHECKPOINT, ENGINE, GRAPHS, VISION, cpu_manifest, gpu_manifest, plan_folder
 from export.progress import say
 from export.resources import require_disk
 from export.store import (
@@ -31,8 +31,10 @@ from export.store import (
 from rtprune.errors import EngineError, InvalidInput
 from rtprune.manifest import MANIFEST, Manifest
 
-GRAPHS, CHECKPOINT = "graphs", "checkpoint"
-BEFORE_BUILD = (tokens.FOLDER, GRAPHS, CHECKPOINT, references.FOLDER)
+WRITTEN_ELSEWHERE: dict[str, str | None] = dict.fromkeys(
+    (tokens.FOLDER, GRAPHS, CHECKPOINT, references.FOLDER)
+)
+"""Folders of gpu_steps. Any key will do: a GPU machine may lack the checkpoint."""
 REPORT = "verified.json"
 
 Keys = Mapping[str, str | None]
@@ -96,12 +98,13 @@ def gpu_steps(job: Job, checkpoint: Checkpoint) -> list[Step]:
     ]
 
 
-def build_steps(job: Job) -> list[Step]:
-    """What is built on the GPU machine, which may lack the checkpoint, from the outputs of gpu_steps.
+def build_steps(job: Job, before: Mapping[str, StepOutput]) -> list[Step]:
+    """What is built on the GPU machine, which may lack the checkpoint, from the outputs `before` of gpu_steps.
 
-    Raises InvalidInput when one of those is missing, EngineError without TensorRT or a GPU.
+    Raises InvalidInput when they lack a graph, EngineError without TensorRT or a GPU.
     """
-    return [*(_plan(job, side) for side in job.sides), _engine(job)]
+    machine = build.machine()
+    return [*(_plan(job, side, before[GRAPHS], machine) for side in job.sides), _engine(job, before, machine)]
 
 
 def _tokens(checkpoint: Checkpoint) -> Step:
@@ -134,39 +137,39 @@ def _graphs(folder: str, job: Job, checkpoint: Checkpoint) -> Step:
     )
 
 
-def _plan(job: Job, side: int) -> Step:
-    graphs, profile = find_output(job, GRAPHS), build.BatchProfile(largest=job.vision_max_batch)
+def _plan(job: Job, side: int, graphs: StepOutput, machine: dict[str, str]) -> Step:
     graph, weights = graphs.file(vision.graph_name(side)), graphs.file(vision.WEIGHTS)
-    built_for = build.machine() | {
+    profile = build.profile_of(job)
+    built_for = machine | {
         "graph": digest({"graph": graph.sha256, "weights": weights.sha256}),
         "batch": f"1,{profile.best},{profile.largest}",
     }
+    return Step(
+        plan_folder(side),
+        f"TensorRT plan ({side} px, {graphs.facts['precision']})",
+        built_for,
+        build.CODE,
+        int(1.2 * weights.bytes),
+        lambda out: build.write_plan(job, graph, built_for, out),
+    )
 
-    def write(out: Path) -> dict[str, Any]:
-        cache = job.beside("plans.cache")
-        build.build_plan(job.staging / graph.path, out / PLAN, profile, timing_cache=cache)
-        return {"built_for": built_for}
 
-    title = f"TensorRT plan ({side} px, {job.vision_precision})"
-    return Step(plan_folder(side), title, built_for, build.CODE, int(1.2 * weights.bytes), write)
-
-
-def _engine(job: Job) -> Step:
-    weights = find_output(job, CHECKPOINT).file(trtllm.WEIGHTS)
-    settings = build.DecoderBuild()
-    built_for = build.machine() | {
+def _engine(job: Job, before: Mapping[str, StepOutput], machine: dict[str, str]) -> Step:
+    checkpoint = before[CHECKPOINT]
+    built_for = machine | {
         "tensorrt_llm": build.TRTLLM_VERSION,
-        "checkpoint": find_output(job, CHECKPOINT).key,
-        "settings": digest({"options": settings.options}),
+        "checkpoint": checkpoint.key,
+        "settings": digest({"options": build.DecoderBuild().options}),
     }
-
-    def write(out: Path) -> dict[str, Any]:
-        cache, log = job.beside("trtllm.cache"), job.beside("trtllm-build.log")
-        build.build_engine(job.staging / CHECKPOINT, out, settings, timing_cache=cache, log=log, on_line=say)
-        return {"built_for": built_for}
-
-    title = f"TensorRT-LLM engine ({job.decoder_precision})"
-    return Step(ENGINE, title, built_for, build.CODE, int(1.2 * weights.bytes), write)
+    return Step(
+        ENGINE,
+        f"TensorRT-LLM engine ({checkpoint.facts['precision']})",
+        built_for,
+        build.CODE,
+        int(1.2 * checkpoint.file(trtllm.WEIGHTS).bytes),
+        lambda out: build.write_engine(job, CHECKPOINT, built_for, out),
+        packages=("tensorrt-llm",),
+    )
 
 
 def has_tensorrt() -> bool:
@@ -175,29 +178,29 @@ def has_tensorrt() -> bool:
 
 
 def _run_cpu(job: Job, command: str) -> None:
+    if command == "build":
+        say("nothing to build for a CPU")
+        return
     checkpoint = Checkpoint.open(job.checkpoint, (job.staging, job.output))
     steps = cpu_steps(job, checkpoint)
-    keys = {step.folder: step.key for step in steps}
+    keys = _keys(steps)
     if command == "all" and _in_use(job, keys, cpu_manifest):
         say(f"{job.output}: up to date")
-    elif command == "build":
-        say("nothing to build for a CPU")
-    else:
-        if command != "verify":
-            _run_steps(job, steps, command, checkpoint)
-        if command in ("verify", "all"):
-            _verify_and_swap(job, keys, cpu_manifest, lambda root: verify.verify_cpu(root, checkpoint))
+        return
+    if command != "verify":
+        _run_steps(job, steps, command, checkpoint)
+    if command in ("verify", "all"):
+        _verify_and_swap(job, keys, cpu_manifest, lambda root: verify.verify_cpu(root, checkpoint))
 
 
 def _run_gpu(job: Job, command: str) -> None:
     if command not in ("build", "verify"):
         checkpoint = Checkpoint.open(job.checkpoint, (job.staging, job.output))
         steps = gpu_steps(job, checkpoint)
-        if command == "all" and has_tensorrt():
-            keys = {step.folder: step.key for step in steps}
-            if read_outputs(job.output, keys) and _in_use(job, keys | _build_keys(job), gpu_manifest):
-                say(f"{job.output}: up to date")
-                return
+        used = read_outputs(job.output, _keys(steps)) if command == "all" and has_tensorrt() else None
+        if used and _in_use(job, _keys(steps) | _keys(build_steps(job, used)), gpu_manifest):
+            say(f"{job.output}: up to date")
+            return
         _run_steps(job, steps, command, checkpoint)
         if command == "all" and not has_tensorrt():
             say(
@@ -206,25 +209,25 @@ def _run_gpu(job: Job, command: str) -> None:
             )
         if command != "all" or not has_tensorrt():
             return
+    if command == "verify" and not any(read_outputs(r, WRITTEN_ELSEWHERE) for r in (job.staging, job.output)):
+        raise _nothing_to_verify(job)
+    before = {folder: find_output(job, folder) for folder in WRITTEN_ELSEWHERE}
+    steps = build_steps(job, before)
     if command in ("build", "all"):
-        for folder in BEFORE_BUILD:
-            find_output(job, folder)
-        steps = build_steps(job)
         require_disk(job.output, sum(bytes_to_write(job, step) for step in steps))
-        for folder in BEFORE_BUILD:
+        for folder in WRITTEN_ELSEWHERE:
             stage(job, folder)
-        _run_steps(job, steps, "all", None)
+        _run_steps(job, steps, "all")
     if command in ("verify", "all"):
-        # Keys of what was written elsewhere aren't compared: a GPU machine may lack the checkpoint.
-        keys_here: Keys = dict.fromkeys(BEFORE_BUILD) | _build_keys(job)
-        _verify_and_swap(job, keys_here, gpu_manifest, verify_engines.verify_engines)
+        keys = WRITTEN_ELSEWHERE | _keys(steps)
+        _verify_and_swap(job, keys, gpu_manifest, verify_engines.verify_engines)
 
 
-def _build_keys(job: Job) -> dict[str, str | None]:
-    return {step.folder: step.key for step in build_steps(job)}
+def _keys(steps: Sequence[Step]) -> dict[str, str | None]:
+    return {step.folder: step.key for step in steps}
 
 
-def _run_steps(job: Job, steps: Sequence[Step], command: str, checkpoint: Checkpoint | None) -> None:
+def _run_steps(job: Job, steps: Sequence[Step], command: str, checkpoint: Checkpoint | None = None) -> None:
     """Run those of the steps that belong to a command, once there is room for all of them."""
     wanted = [step for step in steps if command == "all" or step.command in ("", command)]
     require_disk(job.output, sum(bytes_to_write(job, step) for step in wanted))
@@ -246,9 +249,7 @@ def _verify_and_swap(
     outputs = read_outputs(job.staging, keys)
     if outputs is None:
         if read_outputs(job.output, keys) is None:
-            raise InvalidInput(
-                f"There is nothing to verify for these options at {job.output}; run the other steps first."
-            )
+            raise _nothing_to_verify(job)
         check(job.output)
         return
     write_json(job.staging / MANIFEST, manifest(job, outputs).model_dump(mode="json"))
@@ -256,6 +257,12 @@ def _verify_and_swap(
     write_json(job.staging / REPORT, {"key": _verify_key(outputs), "checks": checks})
     swap(job, {MANIFEST, REPORT, HASHES, FACTS, *outputs})
     say(f"{job.output}: ready")
+
+
+def _nothing_to_verify(job: Job) -> InvalidInput:
+    return InvalidInput(
+        f"There is nothing to verify for these options at {job.output}; run the other steps first."
+    )
 
 
 def _in_use(job: Job, keys: Keys, manifest: Callable[[Job, Mapping[str, StepOutput]], Manifest]) -> bool:

@@ -66,8 +66,13 @@ class StepOutput:
     files: tuple[FileEntry, ...]
 
     def file(self, name: str) -> FileEntry:
-        """The entry of a file of the step by its name."""
-        return next(entry for entry in self.files if entry.path.endswith(f"/{name}"))
+        """The entry of a file of the step by its name. Raises InvalidInput when the step wrote none of that name."""
+        for entry in self.files:
+            if entry.path.endswith(f"/{name}"):
+                return entry
+        raise InvalidInput(
+            f"What was exported before holds no {name}; run the step that writes it with these options first."
+        )
 
 
 def digest(content: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from rtprune.errors import InvalidInput
 Precision = Literal["float16", "bfloat16"]
 WeightOnly = Literal["int8"]
 
-CODE = ("trtllm.py",)
+CODE = ("trtllm.py", "family.py", "checkpoint.py")
 VERSION = "1.2.1"
 ARCHITECTURE = "DeepseekForCausalLM"
 WEIGHTS = "rank0.safetensors"
@@ -140,6 +140,7 @@ def write_checkpoint(checkpoint: Checkpoint, precision: str, out: Path) -> dict[
         out,
         precision="float16" if precision == "fp16" else "bfloat16",
         weight_only="int8" if precision == "int8" else None,
+        after_tensor=checkpoint.close,  # mapped pages count as resident
     )
     return {"precision": precision}
 
@@ -151,11 +152,12 @@ def convert(
     *,
     precision: Precision = "bfloat16",
     weight_only: WeightOnly | None = None,
+    after_tensor: Callable[[], None] = lambda: None,
 ) -> int:
     """Write `config.json` and the weights to the folder `out`; returns the weights' bytes.
 
     Raises InvalidInput for a configuration that the graph doesn't compute, a value beyond float16's range (its
-    tensor is named), or too little memory: the library writes the file from a copy of it in memory.
+    tensor is named), or too little memory: the library takes all tensors of a file at once.
     """
     if precision not in ("float16", "bfloat16"):
         raise InvalidInput(f"TensorRT-LLM's experts compute in float16 or bfloat16, not {precision}.")
@@ -171,13 +173,14 @@ def convert(
     config = checkpoint_config(decoder, precision, weight_only)
     targets, dtype = list(layout(decoder)), getattr(torch, precision)
     size = sum(math.prod(target.shape) * (target.dtype or dtype).itemsize for target in targets)
-    require_memory(2 * size + 500_000_000, "Writing the TensorRT-LLM checkpoint")
+    require_memory(size + 1_000_000_000, "Writing the TensorRT-LLM checkpoint")
     weights = {}
     with bar("TensorRT-LLM checkpoint", size, "B") as shown:
         for target in targets:
             rows = [cast(name, checkpoint.read(name), target.dtype or dtype) for name in target.sources]
             weights[target.name] = torch.cat(rows).reshape(target.shape)
             shown.update(weights[target.name].nbytes)
+            after_tensor()
     save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return size

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,31 +60,30 @@ def verify_cpu(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
         InvalidInput: too little memory.
     """
     manifest = Manifest.load(folder)
-    manifest.verify_hashes()
     require_memory(memory_needed(manifest, checkpoint), "Verifying")
+    manifest.verify_hashes()
     return passed(
-        itertools.chain(
-            _vision(manifest, checkpoint),
-            [_layout_tokens(manifest, checkpoint)],
-            _decoder(manifest, checkpoint),
-        )
+        _vision(manifest, checkpoint), _layout_tokens(manifest, checkpoint), _decoder(manifest, checkpoint)
     )
 
 
-def passed(checks: Iterable[Check]) -> list[dict[str, Any]]:
-    """The checks for the report. Raises EngineError at the first one that isn't below its limit."""
+def passed(*comparisons: Generator[Check]) -> list[dict[str, Any]]:
+    """Run comparisons; their checks for the report. Raises EngineError at the first one that isn't below its limit."""
     found = []
-    for check in checks:
-        if not check.error < check.limit:
-            raise EngineError(
-                f"{check.name}: the relative error is {check.error:.1e}, and it must stay below {check.limit:.0e}."
-            )
-        say(f"verified {check}")
-        found.append(asdict(check))
+    for comparison in comparisons:
+        with contextlib.closing(comparison):
+            for check in comparison:
+                if not check.error < check.limit:
+                    raise EngineError(
+                        f"{check.name}: the relative error is {check.error:.1e}, and it must stay below "
+                        f"{check.limit:.0e}."
+                    )
+                say(f"verified {check}")
+                found.append(asdict(check))
     return found
 
 
-def _vision(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[Check]:
+def _vision(manifest: Manifest, checkpoint: Checkpoint) -> Generator[Check]:
     from export.torch_reference import load_vision, sample_images
 
     model = load_vision(checkpoint)
@@ -112,15 +111,15 @@ def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: N
     return max(relative_error(alone, expected), relative_error(behind, expected))
 
 
-def _layout_tokens(manifest: Manifest, checkpoint: Checkpoint) -> Check:
+def _layout_tokens(manifest: Manifest, checkpoint: Checkpoint) -> Generator[Check]:
     from rtprune.vision.encoder import load_visual_tokens
 
     found = np.stack(load_visual_tokens(manifest))
     expected = np.stack([checkpoint.read(name).float().numpy() for name in (NEWLINE, SEPARATOR)])
-    return Check("newline and separator", relative_error(found, expected), TOLERANCE["fp32"])
+    yield Check("newline and separator", relative_error(found, expected), TOLERANCE["fp32"])
 
 
-def _decoder(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[Check]:
+def _decoder(manifest: Manifest, checkpoint: Checkpoint) -> Generator[Check]:
     """Every weight of the decoder, read back and compared with the checkpoint's value in the same precision."""
     import torch
 

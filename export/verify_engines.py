@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,12 @@ def verify_engines(folder: Path, references: Path | None = None) -> list[dict[st
     manifest.verify_hashes()
     expected = references or folder / FOLDER
     return passed(
-        itertools.chain(
-            compare_vision(manifest, load_file(expected / VISION)),
-            compare_decoder(manifest, load_file(expected / DECODER)),
-        )
+        compare_vision(manifest, load_file(expected / VISION)),
+        compare_decoder(manifest, load_file(expected / DECODER)),
     )
 
 
-def compare_vision(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Iterator[Check]:
+def compare_vision(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Generator[Check]:
     """Encode each size's images alone and together."""
     settings = Settings()
     for entry in manifest.vision:
@@ -65,7 +62,7 @@ def compare_vision(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> 
         )
 
 
-def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Iterator[Check]:
+def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Generator[Check]:
     """Decode every prompt, all at once in one running batch, and follow the reference's tokens.
 
     Rounding may turn a choice between two near-equal tokens, after which the texts go apart: at the first difference

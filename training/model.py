@@ -116,8 +116,6 @@ def save_checkpoint(
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     with bar("checkpoint", sum(tensor.nbytes for tensor in weights.values()), "B") as shown:
         save_shards(directory, shapes, dtype, weights.__getitem__, shown)
-    for shard in directory.glob("*.safetensors"):
-        shard.chmod(0o644)  # safetensors leaves it to its owner alone; a container's plain user reads it too
     vocabulary: int = model.lm_head.weight.shape[0]
     config = checkpoint_config(vocabulary, str(dtype).removeprefix("torch."), decoder)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

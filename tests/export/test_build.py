@@ -117,7 +117,7 @@ class TestCommand:
 
 
 FAKE = """#!{python}
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,6 +131,7 @@ if behaviour == "fail":
     print("CUDA out of memory", file=sys.stderr, flush=True)
     sys.exit(3)
 if behaviour == "hang":
+    Path({control!r} + ".pid").write_text(str(os.getpid()))
     Path(args.output_dir).mkdir(exist_ok=True)
     (Path(args.output_dir) / "half").write_text("")
     print("hanging", flush=True)
@@ -208,7 +209,8 @@ class TestDecoderEngine:
 
         with pytest.raises(KeyboardInterrupt):
             self.run(checkpoint, on_line=interrupt)
-        assert not list((checkpoint.parent / "engine").glob("*.engine"))
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((control.parent / "control.json.pid").read_text()), 0)
 
     def test_bad_input(
         self, control: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -175,6 +175,17 @@ def test_another_architecture_is_named(copy: Path, config: object, sentence: str
             "SAM ends in 64 channels",
         ),
         (("projector_config", "projector_type"), "mlp", "projector_type must be linear"),
+        (("language_config", "layer_types"), 3, "layer_types must be .*full_attention.*, not 3"),
+        (("language_config", "layer_types"), [None, "x"], "layer_types must be "),
+        (("language_config", "layer_types"), [{}], "layer_types must be "),
+        (("language_config", "mlp_layer_types"), ["dense"] * 8, "mlp_layer_types must be .*sparse"),
+        (
+            ("language_config", "rope_parameters"),
+            {"rope_type": "yarn"},
+            "rope_type must be default, not yarn",
+        ),
+        (("language_config", "rope_parameters"), 7, "rope_parameters must be an object"),
+        (("language_config",), [], "language_config: "),
     ],
 )
 def test_a_wrong_value_in_the_configuration_is_named(
@@ -188,6 +199,19 @@ def test_a_wrong_value_in_the_configuration_is_named(
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidInput, match=sentence):
         Checkpoint.open(copy)
+
+
+def test_what_newer_configurations_say_of_rotation_is_read(copy: Path) -> None:
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    layers = config["language_config"]["num_hidden_layers"]
+    config["language_config"] |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "layer_types": ["full_attention"] * layers,
+        "mlp_layer_types": ["dense"] + ["sparse"] * (layers - 1),
+    }
+    path.write_text(json.dumps(config))
+    assert Checkpoint.open(copy).architecture.decoder.rope_theta == 500000.0
 
 
 def test_what_is_not_a_checkpoint_is_told(tmp_path: Path) -> None:
@@ -221,11 +245,12 @@ HALF_A_GIGABYTE = {
     "vocab_size": 32000,
 }
 MEASURE = """
-import resource, sys, torch
+import re, sys, torch
 from pathlib import Path
 from export import checkpoint
 from export.decoder import write_decoder
-peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# getrusage counts what the parent had before exec; this doesn't.
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 torch.set_num_threads(1)
 checkpoint.SHARD_BYTES = 2**25
 source = checkpoint.Checkpoint.open(Path(sys.argv[1]))

@@ -209,15 +209,18 @@ def test_ctrl_c_is_one_sentence(random_checkpoint: Path, tmp_path: Path) -> None
     assert not output.exists()
 
 
-def test_a_disk_that_fills_is_one_sentence(engines: Path, random_checkpoint: Path) -> None:
-    """Writes beyond a size limit fail as they do on a full disk."""
+@pytest.mark.parametrize(("step", "limit"), [("vision", 2_000_000), ("decoder", 5_000_000)])
+def test_a_disk_that_fills_is_one_sentence(
+    engines: Path, random_checkpoint: Path, step: str, limit: int
+) -> None:
+    """Writes beyond a size limit fail as they do on a full disk, in our writer and in the library's."""
     before = content(engines)
 
     def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     done = subprocess.run(
-        line(random_checkpoint, engines, "all", "--modes", "small"),
+        line(random_checkpoint, engines, step, "--modes", "small", "--decoder-precision", "bf16"),
         cwd=ROOT,
         preexec_fn=small_files,
         capture_output=True,
@@ -264,6 +267,13 @@ def test_bad_input_is_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_a_cpu_needs_no_build_and_for_that_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tmp_path / "nowhere", tmp_path / "engines", "build") == 0
+    assert capsys.readouterr().err == "nothing to build for a CPU\n"
 
 
 def test_two_exports_at_once_wait_for_each_other(random_checkpoint: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_build_verify_and_use(
     assert not list(output.parent.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("change", ["gpu", "tensorrt", "batch", "plan", "note", "graph"])
+@pytest.mark.parametrize("change", ["gpu", "tensorrt", "batch", "plan", "note", "graph", "weights"])
 def test_a_plan_is_built_again_when_something_changed(
     output: Path,
     gpu: None,
@@ -166,8 +166,8 @@ def test_a_plan_is_built_again_when_something_changed(
     else:
         note = staging / "graphs" / "step.json"
         content = json.loads(note.read_text())
-        graph = next(file for file in content["files"] if file["path"].endswith("vision-512.onnx"))
-        graph["sha256"] = "0" * 64
+        name = "vision-512.onnx" if change == "graph" else "vision.weights"
+        next(file for file in content["files"] if file["path"].endswith(name))["sha256"] = "0" * 64
         note.write_text(json.dumps(content))
     capsys.readouterr()
     assert main([*options, "build"]) == 0
@@ -175,6 +175,69 @@ def test_a_plan_is_built_again_when_something_changed(
     assert "TensorRT plan (512 px, fp16): up to date" not in said
     assert ("TensorRT plan (640 px, fp16): up to date" in said) == (change in ("plan", "note", "graph"))
     assert ("TensorRT-LLM engine (bf16): up to date" in said) == (change not in ("gpu", "tensorrt"))
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "settings", "engine", "tensorrt_llm"])
+def test_the_engine_is_built_again_when_something_changed(
+    output: Path,
+    gpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    options = ["--target", "gpu", "--output", str(output)]
+    assert main([*options, "build"]) == 0
+    staging = output.with_name("engines.staging")
+    if change == "checkpoint":
+        note = staging / "checkpoint" / "step.json"
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"key": "another"}))
+    elif change == "settings":
+        monkeypatch.setattr(build.DecoderBuild, "options", {"max_batch_size": 8})
+    elif change == "engine":
+        (staging / "trtllm" / "rank0.engine").write_bytes(b"broken")
+    else:
+        metadata = tmp_path / "bin" / "tensorrt_llm-1.2.1.dist-info" / "METADATA"
+        metadata.write_text(metadata.read_text().replace("1.2.1", "1.3.0"))
+    capsys.readouterr()
+    assert main([*options, "build"]) == (1 if change == "tensorrt_llm" else 0)
+    said = capsys.readouterr().err
+    assert "TensorRT-LLM engine (bf16): up to date" not in said
+    assert ("TensorRT-LLM 1.3.0; the decoder needs 1.2.1" in said) == (change == "tensorrt_llm")
+    assert "TensorRT plan (512 px, fp16): up to date" in said
+
+
+@pytest.mark.parametrize("step", ["build", "verify"])
+def test_a_mode_whose_graphs_were_not_exported_is_one_sentence(
+    output: Path, gpu: None, step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--target", "gpu", "--output", str(output), "--modes", "tiny,base", step]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "holds no vision-1024.onnx; run the step that writes it" in said
+
+
+def test_staging_of_other_modes_does_not_hide_what_is_in_use(
+    random_checkpoint: Path, output: Path, gpu: None, torch_decoder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", str(random_checkpoint), "--target", "gpu", "--output", str(output)]
+    both = [*options, "--modes", "tiny,small", "all"]
+    assert main(both) == 0
+    assert main([*options, "--modes", "tiny", "vision"]) == 0
+    capsys.readouterr()
+    assert main(both) == 0
+    assert f"{output}: up to date" in capsys.readouterr().err
+
+
+def test_the_manifest_says_what_was_built_whatever_verify_is_told(
+    output: Path, gpu: None, torch_decoder: None
+) -> None:
+    options = ["--target", "gpu", "--output", str(output)]
+    assert main([*options, "build"]) == 0
+    assert main([*options, "--vision-precision", "bf16", "--decoder-precision", "int8", "verify"]) == 0
+    manifest = Manifest.load(output)
+    assert {entry.precision for entry in manifest.vision} == {"fp16"}
+    assert manifest.decoder.precision == "bf16"
 
 
 def test_a_build_that_fails_leaves_the_engines_in_use(

@@ -116,7 +116,7 @@ class TensorRTEngine:
     def load(
         cls, path: Path, side: int, built_for: dict[str, str], cuda: Cuda | None = None
     ) -> TensorRTEngine:
-        """Open a plan; `built_for` is what export's build step wrote beside it. Raises EngineError."""
+        """Open a plan; `built_for`: what the manifest says it was built for. Raises EngineError."""
         try:
             import tensorrt
 
