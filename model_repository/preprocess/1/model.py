@@ -30,6 +30,10 @@ class TritonPythonModel:
         return [answer(request, "preprocess", self.compute) for request in requests]
 
     def compute(self, request: Any) -> dict[contract.Tensor, Any]:
+        """The model's outputs, by the contract.
+
+        Raises InvalidInput for what the image, the prompt or an option may not be, Unavailable without the memory.
+        """
         started = time.monotonic()
         arrival = tensors.number(request, contract.ARRIVAL) or started
         pair = tensors.optional(request, contract.NO_REPEAT_NGRAM)

@@ -21,6 +21,7 @@ class TritonPythonModel:
         self.encoder.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests, in order; a page that can't be encoded gets its error."""
         started = time.monotonic()
         answers: list[Any] = [None] * len(requests)
         pages, waiting = [], []
