@@ -50,7 +50,10 @@ def verify_engines(folder: Path, references: Path | None = None) -> list[dict[st
 
 
 def compare_vision(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Iterator[Check]:
-    """Encode each size's images alone and together."""
+    """Encode each size's images, uint8 (n, side, side, 3), one alone and all together.
+
+    expected: as `write_references` writes it. Raises EngineError for an engine that can't be opened or fails.
+    """
     settings = Settings()
     for entry in manifest.vision:
         images, tokens = expected[f"images.{entry.side}"], expected[f"tokens.{entry.side}"]
@@ -70,7 +73,8 @@ def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) ->
 
     Rounding may turn a choice between two near-equal tokens, after which the texts go apart: at the first difference
     the engine must have taken the reference's second choice, and that one must have been within MARGIN. The
-    check's error is how far behind it was, in parts of MARGIN.
+    check's error is how far behind it was, in parts of MARGIN. expected: as `write_references` writes it.
+    Raises EngineError for another token, or no answer within ANSWER_SECONDS.
     """
     engine = open_decoder(manifest, Settings())
     limit, end = MARGIN[manifest.decoder.precision], manifest.special_tokens[EOS]
