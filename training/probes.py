@@ -110,8 +110,8 @@ def _scale(states: torch.Tensor) -> torch.Tensor:
 def fit_text_probe(features: torch.Tensor, kinds: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
     """Find the weights by which a projector tells tokens with text from others: (C + 1,), the last is the bias.
 
-    `features` (N, C) enter the projector; `kinds` (N,) are of `Kind`, which weigh alike. Values beyond the targets, up
-    to twice as far, count as met.
+    `features` (N, C) enter the projector; `kinds` (N,) are of `TokenKind`, which weigh alike. Values beyond the
+    targets, up to twice as far, count as met.
     """
     mean, spread = features.mean(0), torch.cov(features.T)
     spread += 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))
