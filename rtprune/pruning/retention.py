@@ -116,7 +116,7 @@ def _similarity(page: Content, squares: float, largest_norm: float, fixed: float
 def retention_ratio(similarity: float, text_density: float, config: PruneConfig) -> float:
     """Share of content tokens to keep, 0 to 1: 1 - phi2 * (1 - rho), or the fixed one; 1 where nothing is pruned.
 
-    RTPrune's dynamic retention. Rounded to 7 decimals, which is what float32 holds of phi2.
+    RTPrune's dynamic retention, rounded to the 7 decimals that float32 holds of phi2; a fixed one counts to 6.
     """
     if config.strategy == "none":
         return 1.0

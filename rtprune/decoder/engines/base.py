@@ -164,8 +164,8 @@ def check_request(
 ) -> None:
     """Raise InvalidInput, with one sentence, for a request that no engine built like `info` can run.
 
-    visual: (tokens, hidden), all finite. positions: None or integers (n,), from 0, strictly ascending. Output tokens
-    must fit after the last position, and with the prompt into the KV memory.
+    visual: (tokens, hidden), all finite. positions: None or integers (n,), at least 0 and strictly ascending. The
+    output tokens must fit after the last position, and with the prompt into the KV memory.
     """
     ids = prompt.ids
     length = len(prompt)
