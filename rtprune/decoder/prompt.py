@@ -93,7 +93,9 @@ class PromptWriter:
         )
 
     def ids(self, prompt: str, visual_tokens: int) -> NDArray[np.int32]:
-        """Return the prompt's ids, int32 (n,): BOS, text before `<image>`, `visual_tokens` of them, text after it.
+        """Return the prompt's ids, int32 (n,): BOS, text before `<image>`, visual tokens, text after it.
+
+        visual_tokens: how many stand for the image.
 
         Raises:
             InvalidInput: what `check_prompt` refuses, any other special token of the tokenizer, or a prompt
@@ -114,7 +116,7 @@ class PromptWriter:
         """Return the positions that the prompt's ids had before pruning, int32 (n,), ascending, with gaps.
 
         kept: int (kept,), ascending positions that were kept of the `length` visual tokens. For the ablation only:
-        what is served numbers the kept tokens without gaps. Raises InvalidInput for the prompts that `ids` refuses.
+        what is served numbers the kept tokens without gaps. Raises InvalidInput for a text that `ids` refuses.
         """
         before, after = self._encode(prompt)
         first = 1 + len(before)

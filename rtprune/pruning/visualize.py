@@ -103,7 +103,7 @@ def draw_pruning(
 
 
 def token_grids(layout: TokenLayout, values: NDArray[Any]) -> list[NDArray[Any]]:
-    """Values of content tokens, (N,), as they lie on the page: (rows, cols) of the tiles, if any, and of the view."""
+    """Values of content tokens, (N,) of any type, as they lie on the page: (rows, cols) of tiles, if any, and view."""
     rows, cols = layout.local_grid
     local, whole = values[: rows * cols], values[rows * cols :]
     return [*([local.reshape(rows, cols)] if rows else []), whole.reshape(layout.global_grid)]
@@ -150,7 +150,7 @@ def join_tiles(tiles: Pixels, tile_grid: tuple[int, int]) -> Pixels:
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
-    """A NumPy array as it is, or one made of a torch tensor on any device: float32 of any floating-point type."""
+    """A NumPy array of the same shape: of a torch tensor on any device, float32 where it is floating point."""
     if isinstance(values, np.ndarray):
         return values
     values = values.detach().cpu()

@@ -63,7 +63,7 @@ def answer(request: Any, stage: str, compute: Callable[[Any], Mapping[Tensor, An
 
 
 def check_deadline(times: Array, stage: str) -> None:
-    """Refuse a request whose time ran out before this stage could start. `times`: TIMES, float64, seconds.
+    """Refuse a request whose time ran out before this stage could start. `times`: TIMES, float64 (n,).
 
     Raises:
         Unavailable: the deadline in TIMES has passed.

@@ -18,6 +18,7 @@ class TritonPythonModel:
     """Stage 1 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read the manifest. Raises EngineError: Triton doesn't load the model then."""
         self.settings = settings()
         self.manifest = Manifest.load(self.settings.engines)
         self.sides = frozenset(entry.side for entry in self.manifest.vision)

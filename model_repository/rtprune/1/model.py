@@ -16,6 +16,7 @@ class TritonPythonModel:
     """Stage 3 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read the manifest and the tokenizer. Raises EngineError: Triton doesn't load the model then."""
         self.prompts = PromptWriter.open(Manifest.load(settings().engines), settings())
         self.metrics = Counters()
 

@@ -16,6 +16,7 @@ class TritonPythonModel:
     """Stage 2 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Open the engines and run each once. Raises EngineError: Triton doesn't load the model then."""
         self.metrics = Counters()
         self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
         self.encoder.warm_up()

@@ -109,7 +109,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A moment's gauges. `running`, `waiting`: requests. KV numbers are positions (tokens), reserved ones are used."""
+    """A moment's gauges. KV numbers are positions (tokens), reserved ones counted as used; the others are requests."""
 
     running: int
     waiting: int

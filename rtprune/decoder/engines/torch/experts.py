@@ -23,7 +23,7 @@ def row_multiple(dtype: torch.dtype) -> int:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x @ weight`, (rows, inputs) by (inputs, outputs), with results that don't depend on the number of rows."""
+    """`x @ weight`, (rows, inputs) by (inputs, outputs) of one type; results don't depend on the number of rows."""
     rows = x.shape[0]
     pad = -rows % row_multiple(x.dtype)
     return torch.mm(F.pad(x, (0, 0, 0, pad)), weight)[:rows] if pad else torch.mm(x, weight)
