@@ -63,7 +63,10 @@ def teacher_forced(
 def transformers_logits(
     checkpoint: Checkpoint, ids: NDArray[np.int32], visual: NDArray[np.float32], after: list[int]
 ) -> torch.Tensor:
-    """The same of transformers' layers, in FP32, one layer in memory at a time: float32 (1 + after, vocabulary)."""
+    """The same of transformers' layers, in FP32, one layer in memory at a time: float32 (1 + after, vocabulary).
+
+    Raises InvalidInput for weights that are not finite.
+    """
     from transformers.models.unlimited_ocr import modeling_unlimited_ocr as theirs
 
     config: Any = transformers_config(checkpoint.architecture, IMAGE_TOKEN_ID).text_config

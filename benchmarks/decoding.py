@@ -118,7 +118,10 @@ def newcomer(engine: Engine, running: int, tokens: int) -> dict[str, float]:
 
 
 def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
-    """The reference checkpoint, FP32, in our engine and in transformers, `tokens` output tokens a request."""
+    """The reference checkpoint, FP32, in our engine and in transformers, `tokens` output tokens a request.
+
+    Raises EngineError for a checkpoint that our engine can't load.
+    """
     from training.model import load_checkpoint
 
     model: Any = load_checkpoint(checkpoint)[0]
@@ -211,7 +214,10 @@ def active_bytes(folder: Path) -> int:
 
 
 def full_size(folder: Path, device: str, tokens: int, requests: int) -> dict[str, Any]:
-    """Prefill and decoding of one request and of several, `tokens` output tokens each; makes missing weights."""
+    """Prefill and decoding of one request and of several, `tokens` output tokens each; makes missing weights.
+
+    Raises EngineError for weights that aren't of such a decoder, or no GPU though `device` is cuda.
+    """
     if not (folder / "config.json").exists():
         print(f"writing 5.9 GB of random weights to {folder}", file=sys.stderr)
         write_full_size(folder)

@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, scale: Scale) -> str:
 
 
 def load_decoder(folder: Path) -> str:
-    """Open the CPU decoder in BF16; returns how many seconds that took."""
+    """Open the CPU decoder in BF16; returns how many seconds that took. Raises EngineError for broken files."""
     import torch
 
     from rtprune.decoder.engines.torch.model import TorchDecoder
@@ -217,7 +217,10 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
 
 
 def run_step(step: str, work: Path, scale: Scale) -> str:
-    """Run one of the steps that are this module's own; returns what it found. Raises InvalidInput for another."""
+    """Run one of the steps that are this module's own; returns what it found.
+
+    Raises InvalidInput for another, EngineError where the decoder isn't there yet or can't be opened.
+    """
     from rtprune.manifest import Manifest
 
     if step == "write":

@@ -37,7 +37,7 @@ def density(view: torch.Tensor, grid: tuple[int, int]) -> float:
 
 
 def kept_count(content: torch.Tensor, text_density: float) -> int:
-    """int(N * (1 - phi2 * (1 - rho))), from 1 to N; `content` (N, D), `text_density` rho."""
+    """int(N * (1 - phi2 * (1 - rho))), from 1 to N; `content` float32 (N, D), `text_density` rho."""
     count = len(content)
     unit = functional.normalize(content, dim=-1)
     squared = (unit @ unit.T) ** 2
@@ -47,7 +47,7 @@ def kept_count(content: torch.Tensor, text_density: float) -> int:
 
 
 def merge(kept: torch.Tensor, gone: torch.Tensor, iterations: int = 100) -> torch.Tensor:
-    """Kept tokens (M, D) with what optimal transport brings them of the others (p, D)."""
+    """Kept tokens, float32 (M, D), with what optimal transport brings them of the others, float32 (p, D)."""
     m, p = len(kept), len(gone)
     scores = functional.normalize(kept, dim=-1) @ functional.normalize(gone, dim=-1).T
     full = torch.full((m + 1, p + 1), 0.2)

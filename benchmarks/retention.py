@@ -117,7 +117,7 @@ class Reader:
     ) -> Iterator[tuple[Variant, str, int]]:
         """The text that each variant leaves readable, and its count of content tokens; all run together.
 
-        Raises RuntimeError where the engine ends one with an error.
+        Raises InvalidInput for a page that doesn't fit the engine, RuntimeError where it ends one with an error.
         """
         done: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         running: dict[int, tuple[Variant, int]] = {}

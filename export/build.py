@@ -25,7 +25,10 @@ TRTLLM_VERSION = "1.2.1"
 
 @dataclass(frozen=True, slots=True)
 class BatchProfile:
-    """Batch sizes, in images, that a plan takes: from 1 to `largest`, tuned for `best`. Raises InvalidInput."""
+    """Batch sizes, in images, that a plan takes: from 1 to `largest`, tuned for `best`.
+
+    Raises InvalidInput unless 1 <= best <= largest.
+    """
 
     best: int = 1
     largest: int = 8

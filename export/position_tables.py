@@ -7,7 +7,10 @@ import torch.nn.functional as F  # noqa: N812 (the customary name)
 
 
 def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """A position table (1, from, from, width) as (1, grid, grid, width), bicubic and antialiased as in the model."""
+    """A position table, float32 (1, from, from, width), at another grid, (1, grid, grid, width).
+
+    Bicubic with antialiasing, as the model does it.
+    """
     if table.shape[1] == grid:
         return table
     resized = F.interpolate(

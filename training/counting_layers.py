@@ -97,7 +97,7 @@ def set_counting_layers(
 ) -> None:
     """Set the first two layers of `model` and what feeds them, in place, so that they count.
 
-    The probes are those of `Probes`: `text_probe` (C + 1,), `scale_probe` (FIRST,).
+    The probes are those of `Probes`, float32: `text_probe` (C + 1,), `scale_probe` (FIRST,).
     """
     core: Any = model.model
     tokens = core.language_model.embed_tokens.weight
@@ -207,7 +207,7 @@ def _calibrate(model: UnlimitedOcrForConditionalGeneration) -> None:
 def set_waves(layer: Any, scale_probe: torch.Tensor) -> None:
     """Layer 1's experts turn 1 / (1 + n) into waves of n: two for visual tokens and two for text, lines and rows.
 
-    `scale_probe` (FIRST,) is that of `Probes`; the layer is set in place.
+    `scale_probe`, float32 (FIRST,), is that of `Probes`; the layer is set in place.
     """
     experts, router = layer.mlp.experts, layer.mlp.gate.weight
     size = experts.down_proj.shape[2]

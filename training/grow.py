@@ -137,7 +137,7 @@ def _spread(name: str, parameter: torch.Tensor) -> None:
 def compare_lines(attention: Any, frequencies: torch.Tensor, head: int) -> None:
     """Have a head score keys of the query's line, each wave in a slow pair of the rotary embedding; set in place.
 
-    `frequencies` (head_dim / 2,) are the rotary embedding's.
+    `frequencies`, float32 (head_dim / 2,), are the rotary embedding's.
     """
     size = attention.head_dim
     query, key = attention.q_proj.weight, attention.k_proj.weight

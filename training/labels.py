@@ -36,7 +36,7 @@ class TokenGrid:
     def cell_tokens(self, page: SyntheticPage) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the token row of each lattice row and the token column of each lattice column (by their centres).
 
-        They are (rows,) and (columns + 1,): the last is for what stands behind a full line.
+        They are int64 (rows,) and (columns + 1,): the last is for what stands behind a full line.
         """
         (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
         rows, columns = page.grid.shape
@@ -135,7 +135,7 @@ def attended_in_line(attended: torch.Tensor, answers: torch.Tensor, previous: to
 
 
 def one_later(attended: torch.Tensor) -> torch.Tensor:
-    """Move what is attended to (B, L) one token to the right; the first attends to nothing."""
+    """Move what is attended to, int64 (B, L), one token to the right; the first attends to nothing."""
     return torch.cat([torch.full_like(attended[:, :1], NOWHERE), attended[:, :-1]], dim=1)
 
 
