@@ -66,7 +66,7 @@ class StepOutput:
     files: tuple[FileEntry, ...]
 
     def file(self, name: str) -> FileEntry:
-        """The entry of a file that the step wrote, by its name."""
+        """The entry of a file of the step by its name."""
         return next(entry for entry in self.files if entry.path.endswith(f"/{name}"))
 
 

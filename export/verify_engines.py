@@ -50,10 +50,7 @@ def verify_engines(folder: Path, references: Path | None = None) -> list[dict[st
 
 
 def compare_vision(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) -> Iterator[Check]:
-    """Encode each size's images, uint8 (n, side, side, 3), one alone and all together.
-
-    expected: as `write_references` writes it. Raises EngineError for an engine that can't be opened or fails.
-    """
+    """Encode each size's images alone and together."""
     settings = Settings()
     for entry in manifest.vision:
         images, tokens = expected[f"images.{entry.side}"], expected[f"tokens.{entry.side}"]

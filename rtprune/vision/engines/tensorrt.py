@@ -118,10 +118,7 @@ class TensorRTEngine:
     def load(
         cls, path: Path, side: int, built_for: dict[str, str], cuda: Cuda | None = None
     ) -> TensorRTEngine:
-        """Open the plan for `side` px; `built_for` is what export's build step wrote beside it.
-
-        Raises EngineError: no TensorRT or GPU here, built for another one, or a file that can't be read or loaded.
-        """
+        """Open a plan; `built_for` is what export's build step wrote beside it. Raises EngineError."""
         try:
             import tensorrt
 
