@@ -34,7 +34,7 @@ def teacher_forced(
     """Our logits of the prompt's last token and of each token of `after`: float32 (1 + after, vocabulary).
 
     The prompt goes in chunks, then token by token, as in serving. ids: int32 (n,), visual token i as
-    `vocab_size + i`.
+    `vocab_size + i`. visual: float32 (tokens, hidden). positions: int64 (n + after,), None for 0, 1, 2, ...
     """
     config, length = model.config, len(ids) + len(after)
     kv = allocate_kv(
@@ -63,7 +63,10 @@ def teacher_forced(
 def transformers_logits(
     checkpoint: Checkpoint, ids: NDArray[np.int32], visual: NDArray[np.float32], after: list[int]
 ) -> torch.Tensor:
-    """The same of transformers' layers, in FP32, one layer in memory at a time: float32 (1 + after, vocabulary)."""
+    """The same of transformers' layers, in FP32, one layer in memory at a time: float32 (1 + after, vocabulary).
+
+    Raises InvalidInput for weights that are not finite.
+    """
     from transformers.models.unlimited_ocr import modeling_unlimited_ocr as theirs
 
     config: Any = transformers_config(checkpoint.architecture, IMAGE_TOKEN_ID).text_config
@@ -107,7 +110,10 @@ def layer_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor
 
 
 def compare(checkpoint_folder: Path, decoder: Path) -> str:
-    """Compare the decoder of `decoder`, computed in FP32, with transformers on the checkpoint it was made of."""
+    """Compare the decoder of `decoder`, computed in FP32, with transformers on the checkpoint it was made of.
+
+    Returns a sentence. Raises InvalidInput for a broken checkpoint or too little memory, EngineError for the decoder.
+    """
     checkpoint = Checkpoint.open(checkpoint_folder)
     shape = checkpoint.architecture.decoder
     require_memory(

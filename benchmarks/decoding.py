@@ -58,7 +58,7 @@ class Run:
             self.ended.put(output)
 
     def wait(self) -> Run:
-        """Wait for its end."""
+        """Wait for its end. Raises RuntimeError where the engine ended it with an error."""
         output = self.ended.get()
         if output.finish_reason == "error":
             raise RuntimeError(output.error)
@@ -71,14 +71,14 @@ class Run:
 
 
 def prompt(vocabulary: int, hidden: int, seed: int) -> tuple[Any, Any]:
-    """A page: BOS, visual tokens, text."""
+    """A page: BOS, visual tokens, text, as ids int32 (n,), and the visual tokens, float32 (VISUAL, hidden)."""
     drawn = np.random.default_rng(seed)
     ids = [0, *range(vocabulary, vocabulary + VISUAL), *drawn.integers(3, vocabulary, TEXT)]
     return np.array(ids, np.int32), drawn.normal(size=(VISUAL, hidden)).astype(np.float32)
 
 
 def together(engine: Engine, count: int, tokens: int) -> tuple[float, list[Run]]:
-    """Tokens per second of `count` requests submitted at once, prefill included."""
+    """Output tokens per second of `count` requests of `tokens` each submitted at once, prefill included."""
     begin = time.perf_counter()
     runs = [Run(engine, tokens, seed).submit() for seed in range(count)]
     for run in runs:
@@ -99,7 +99,7 @@ def step_seconds(runs: list[Run]) -> float:
 
 
 def newcomer(engine: Engine, running: int, tokens: int) -> dict[str, float]:
-    """A request that comes while others decode: its first token, and the longest pause it makes for them."""
+    """A request that comes while others decode: seconds to its first token, and of the pauses it makes for them."""
     others = [Run(engine, tokens, seed).submit() for seed in range(running)]
     while not all(len(run.times) > 20 for run in others):
         time.sleep(0.005)
@@ -118,7 +118,10 @@ def newcomer(engine: Engine, running: int, tokens: int) -> dict[str, float]:
 
 
 def reference(checkpoint: Path, rounds: int, tokens: int) -> dict[str, Any]:
-    """The reference checkpoint, FP32, in our engine and in transformers."""
+    """The reference checkpoint, FP32, in our engine and in transformers, `tokens` output tokens a request.
+
+    Raises EngineError for a checkpoint that our engine can't load.
+    """
     from training.model import load_checkpoint
 
     model: Any = load_checkpoint(checkpoint)[0]
@@ -197,7 +200,7 @@ def bandwidth(threads: int) -> float:
 
 
 def active_bytes(folder: Path) -> int:
-    """Bytes of weights that one token must read: everything but the experts that it doesn't choose."""
+    """Bytes of BF16 weights that one token must read: everything but the experts that it doesn't choose."""
     text = json.loads((folder / "config.json").read_text())["language_config"]
     hidden, layers, moe = text["hidden_size"], text["num_hidden_layers"], text["moe_intermediate_size"]
     experts = (text["num_experts_per_tok"] + text["n_shared_experts"]) * 3 * hidden * moe
@@ -211,7 +214,10 @@ def active_bytes(folder: Path) -> int:
 
 
 def full_size(folder: Path, device: str, tokens: int, requests: int) -> dict[str, Any]:
-    """Prefill and decoding of one request and of several."""
+    """Prefill and decoding of one request and of several, `tokens` output tokens each; makes missing weights.
+
+    Raises EngineError for weights that aren't of such a decoder, or no GPU though `device` is cuda.
+    """
     if not (folder / "config.json").exists():
         print(f"writing 5.9 GB of random weights to {folder}", file=sys.stderr)
         write_full_size(folder)

@@ -55,7 +55,7 @@ class Measurement:
 
 
 def write_checkpoint(folder: Path, scale: Scale) -> str:
-    """Write the random checkpoint, with a tokenizer."""
+    """Write the random checkpoint, with a tokenizer; returns its numbers of tensors and parameters."""
     from export.hf_tensors import CONFIG
     from training.config import checkpoint_config
     from training.random_checkpoint import write_random_checkpoint
@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, scale: Scale) -> str:
 
 
 def load_decoder(folder: Path) -> str:
-    """Open the CPU decoder as the server does."""
+    """Open the CPU decoder in BF16; returns how many seconds that took. Raises EngineError for broken files."""
     import torch
 
     from rtprune.decoder.engines.torch.model import TorchDecoder
@@ -79,14 +79,14 @@ def load_decoder(folder: Path) -> str:
 
 
 def compare_decoder(checkpoint: Path, folder: Path) -> str:
-    """Compare the CPU decoder's logits with transformers'."""
+    """Compare the CPU decoder's logits with transformers'; returns a sentence."""
     from benchmarks.decoder_check import compare
 
     return compare(checkpoint, folder)
 
 
 def convert_decoder(checkpoint: Path, output: Path) -> str:
-    """Write the decoder as a TensorRT-LLM checkpoint."""
+    """Write the decoder as a TensorRT-LLM checkpoint; returns its megabytes. Raises InvalidInput as `convert`."""
     from export.checkpoint import Checkpoint
     from export.trtllm import convert
 
@@ -217,7 +217,10 @@ def steps(work: Path, scale: Scale) -> dict[str, tuple[str, list[str], list[Path
 
 
 def run_step(step: str, work: Path, scale: Scale) -> str:
-    """Run one of the steps that are this module's own; returns what it found."""
+    """Run one of the steps that are this module's own; returns what it found.
+
+    Raises InvalidInput for another, EngineError where the decoder isn't there yet or can't be opened.
+    """
     from rtprune.manifest import Manifest
 
     if step == "write":
@@ -231,7 +234,14 @@ def run_step(step: str, work: Path, scale: Scale) -> str:
 
 
 def run(work: Path, scale: Scale, only: list[str], results: Path | None, keep: bool) -> None:
-    """Run the steps in order and write the results; the files go at the end unless they are to be kept."""
+    """Run the steps in order and write the results; the files go at the end unless they are to be kept.
+
+    only: names of steps, none for all.
+
+    Raises:
+        InvalidInput: an unknown step, or too little disk.
+        EngineError: a step that failed.
+    """
     planned = steps(work, scale)
     unknown = [name for name in only if name not in planned]
     if unknown:

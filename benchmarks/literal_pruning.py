@@ -17,14 +17,14 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 def edge_share(patch: torch.Tensor, threshold: float = 0.2) -> float:
-    """Share of a patch's pixels on an edge; `patch` (H, W, 3) in [-1, 1]."""
+    """Share of a patch's pixels on an edge, 0 to 1; `patch` float32 (H, W, 3) in [-1, 1]."""
     luma = (patch * LUMA).sum(2)
     across, down = functional.conv2d(luma[None, None], SOBEL, padding=1)[0]
     return (torch.sqrt(across**2 + down**2) > threshold).float().mean().item()
 
 
 def density(view: torch.Tensor, grid: tuple[int, int]) -> float:
-    """Mean share of edge pixels of the patches; `view` uint8 (H, W, 3)."""
+    """rho, the mean share of edge pixels of the patches, 0 to 1; `view` uint8 (H, W, 3), `grid` rows and columns."""
     normalised = (view.float() / 255 - 0.5) / 0.5
     height, width = view.shape[0] // grid[0], view.shape[1] // grid[1]
     patches = (
@@ -37,7 +37,7 @@ def density(view: torch.Tensor, grid: tuple[int, int]) -> float:
 
 
 def kept_count(content: torch.Tensor, text_density: float) -> int:
-    """int(N * (1 - phi2 * (1 - rho))); `content` (N, D)."""
+    """int(N * (1 - phi2 * (1 - rho))), from 1 to N; `content` float32 (N, D), `text_density` rho."""
     count = len(content)
     unit = functional.normalize(content, dim=-1)
     squared = (unit @ unit.T) ** 2
@@ -47,7 +47,7 @@ def kept_count(content: torch.Tensor, text_density: float) -> int:
 
 
 def merge(kept: torch.Tensor, gone: torch.Tensor, iterations: int = 100) -> torch.Tensor:
-    """Kept tokens (M, D) with what optimal transport brings them of the others (p, D)."""
+    """Kept tokens, float32 (M, D), with what optimal transport brings them of the others, float32 (p, D)."""
     m, p = len(kept), len(gone)
     scores = functional.normalize(kept, dim=-1) @ functional.normalize(gone, dim=-1).T
     full = torch.full((m + 1, p + 1), 0.2)
@@ -63,7 +63,7 @@ def merge(kept: torch.Tensor, gone: torch.Tensor, iterations: int = 100) -> torc
 
 
 def prune(tokens: torch.Tensor, layout: TokenLayout, text_density: float) -> tuple[torch.Tensor, list[int]]:
-    """The tokens that are left and their positions; `tokens` (L, D)."""
+    """The tokens that are left, (kept, D), and their positions, ascending; `tokens` float32 (L, D)."""
     content_at = torch.from_numpy(layout.content_mask.copy()).nonzero()[:, 0]
     content = tokens[content_at]
     count = kept_count(content, text_density)

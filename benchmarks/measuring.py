@@ -48,7 +48,7 @@ def versions(*packages: str) -> str:
 
 
 def in_turns(rounds: int, **measures: Callable[[], float]) -> dict[str, float]:
-    """Median of each measure; they take turns, so that a busy machine is busy for all of them."""
+    """Median over the rounds of each measure, by name; they take turns, so that a busy machine is busy for all."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():

@@ -112,7 +112,7 @@ def words_of(text: str) -> str:
 
 
 def page_distance(prediction: str | None, truth: str) -> float:
-    """Edit distance over the longer text's length; a missing prediction is all wrong."""
+    """Edit distance over the longer text's length, 0 to 1; a missing prediction is all wrong."""
     found = words_of(prediction or "")
     longest = max(len(found), len(truth))
     return edit_distance(found, truth) / longest if longest else 0.0
@@ -141,7 +141,7 @@ class Bar:
 def run_setting(
     client: OcrClient, sources: Sequence[Source], options: OcrOptions, folder: Path, label: str
 ) -> float:
-    """Read every page with one setting; returns the seconds this run took."""
+    """Read every page with one setting; returns the seconds this run took. Raises the ClientError that stopped it."""
     started = time.monotonic()
     bar = Bar(label)
     try:
@@ -182,7 +182,7 @@ def score(folder: Path, pages: Sequence[TruthPage]) -> dict[str, Any]:
 
 
 def parse_retentions(written: str) -> dict[str, float | None]:
-    """`off,dynamic,0.7` -> labels and RETENTION values."""
+    """`off,dynamic,0.7` -> labels and RETENTION values, None for dynamic. Raises ValueError for other words."""
     found: dict[str, float | None] = {}
     for word in written.split(","):
         name = word.strip()
@@ -231,7 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(parsed: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Run and score every setting."""
+    """Run and score every setting, by label.
+
+    Raises ClientError without the data set, or where the server doesn't answer.
+    """
     truth = parsed.dataset / "OmniDocBench.json"
     if not truth.is_file():
         raise ClientError(f"There is no {truth}.", "Give the data set's folder as it's published.")

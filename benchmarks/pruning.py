@@ -83,7 +83,10 @@ def cpu_ms(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def measure(page: Case, rounds: int) -> tuple[dict[str, float], int]:
-    """Milliseconds of both sides' parts, and how many content tokens stay."""
+    """CPU milliseconds of both sides' parts, and how many content tokens stay.
+
+    Raises SystemExit where density or positions differ between the sides, AssertionError where tokens do.
+    """
     layout, grid = page.layout, page.layout.global_grid
     view, tokens = torch.from_numpy(page.view), torch.from_numpy(page.tokens)
     rho = text_density(page.view, grid)

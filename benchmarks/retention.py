@@ -50,7 +50,7 @@ STYLES = {"norm": "s--"}  # lies on rtprune's line where the merge changes littl
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to prune. `retention` None is the dynamic one."""
+    """One way to prune. `retention`: a share, None is the dynamic one. `positions`: of POSITIONS."""
 
     strategy: Strategy
     retention: float | None
@@ -81,7 +81,10 @@ class Tally(Score):
 
 
 class Reader:
-    """The library behind the served pipeline, without a server."""
+    """The library behind the served pipeline, without a server. `running`: requests that are decoded together.
+
+    Raises SystemExit for engines of another checkpoint than the reference one, EngineError for broken ones.
+    """
 
     def __init__(self, engines: Path, running: int) -> None:
         self.settings = Settings(engines=engines, max_running=running)
@@ -95,7 +98,10 @@ class Reader:
         self.special = SpecialTokens.of(self.tokenizer)
 
     def samples(self, mode: str, pages: int, seed: int) -> Iterator[Sample]:
-        """Rendered pages with their visual tokens."""
+        """Rendered pages with their visual tokens.
+
+        Raises InvalidInput for a mode without engines, EngineError where a page can't be encoded.
+        """
         generator = np.random.default_rng([seed, list(MODES).index(mode)])
         for _ in range(pages):
             page = random_page(generator, page_size(generator, mode), RECIPE)
@@ -109,7 +115,10 @@ class Reader:
     def read(
         self, sample: Sample, variants: Iterable[Variant], seed: int
     ) -> Iterator[tuple[Variant, str, int]]:
-        """The text that each variant leaves readable, and its count of content tokens; all run together."""
+        """The text that each variant leaves readable, and its count of content tokens; all run together.
+
+        Raises InvalidInput for a page that doesn't fit the engine, RuntimeError where it ends one with an error.
+        """
         done: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         running: dict[int, tuple[Variant, int]] = {}
         texts: dict[int, list[int]] = defaultdict(list)

@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def job_of(options: argparse.Namespace) -> Job:
-    """The job that the options describe. Without a checkpoint it is the one that the earlier steps were run for."""
+    """The job that the options describe. Without a checkpoint it is the one that the earlier steps were run for.
+
+    Raises InvalidInput as `Job.of`, for a step that needs a checkpoint, and where no earlier step was run.
+    """
     asked = {name: getattr(options, name) for name in FACT_NAMES}
     if options.checkpoint is None:
         if options.step not in ("build", "verify"):

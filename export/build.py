@@ -29,7 +29,10 @@ TRTLLM_VERSION = "1.2.1"
 
 @dataclass(frozen=True, slots=True)
 class BatchProfile:
-    """Batch sizes that a plan takes: from 1 to `largest`, tuned for `best`."""
+    """Batch sizes, in images, that a plan takes: from 1 to `largest`, tuned for `best`.
+
+    Raises InvalidInput unless 1 <= best <= largest.
+    """
 
     best: int = 1
     largest: int = 8
@@ -76,7 +79,7 @@ class DecoderBuild:
         }
 
     def command(self, program: str, checkpoint: Path, output: Path, timing_cache: Path) -> list[str]:
-        """The argument list."""
+        """The argument list that runs `program`; the timing cache is read and written."""
         paths = {
             "checkpoint_dir": checkpoint,
             "output_dir": output,
@@ -98,7 +101,7 @@ def build_plan(
     """Build the strongly typed plan of one graph, whose weights lie beside it.
 
     timing_cache: file with what TensorRT measured before; read where it fits, and written.
-    workspace_bytes: GPU memory that a tactic may take. Raises EngineError when TensorRT refuses.
+    workspace_bytes: GPU memory that a tactic may take. Raises EngineError when TensorRT refuses or isn't there.
     """
     trt = _tensorrt()
     logger = trt.Logger(trt.Logger.WARNING)

@@ -39,7 +39,7 @@ class StoredTensor:
 
     @property
     def bytes(self) -> int:
-        """Size in the file."""
+        """Bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -51,7 +51,7 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, all of its values finite."""
+        """A tensor on the CPU, in its stored type. Raises InvalidInput for NaN or infinity."""
         ...
 
 
@@ -117,7 +117,7 @@ class Checkpoint:
         return self._tensors[name].shape
 
     def bytes(self, *prefixes: str) -> int:
-        """Size of the tensors whose names start with one of `prefixes`."""
+        """Bytes of the tensors whose names start with one of `prefixes`."""
         return sum(self._tensors[name].bytes for name in self.names(*prefixes))
 
     def parameters(self, *prefixes: str) -> int:
@@ -136,7 +136,7 @@ class Checkpoint:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every file that the export reads, by name."""
+        """SHA-256, hex digits, of every file that the export reads, by name. Raises OSError for one that is missing."""
         return {entry["name"]: entry["sha256"] for entry in self.hash_entries}
 
     @cached_property
@@ -155,7 +155,10 @@ class Checkpoint:
         return entries
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, in its stored type, mapped and not copied. Raises InvalidInput for NaN or infinity."""
+        """A tensor on the CPU, in its stored type, mapped and not copied.
+
+        Raises InvalidInput for NaN or infinity, and where its file can't be read any more.
+        """
         stored = self._tensors[name]
         try:
             if stored.file not in self._opened:
@@ -242,7 +245,8 @@ def save_shards(
     """Write tensors of one type as shards with an index, as Hugging Face names them; returns their bytes.
 
     tensor: gives a tensor by name, in the order of `shapes`; those of one shard, SHARD_BYTES, are in memory together.
-    shown: progress in bytes. Raises SafetensorError when a file can't be written.
+    shown: progress in bytes. after_shard: called once each is written. Raises SafetensorError when a shard can't be
+    written.
     """
     shards: list[list[str]] = [[]]
     size = total = 0

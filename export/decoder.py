@@ -23,13 +23,16 @@ def chosen_precision(job: Job, checkpoint: Checkpoint) -> str:
 
 
 def bytes_needed(job: Job, checkpoint: Checkpoint) -> int:
-    """Size of the weights in their precision."""
+    """Bytes of the weights in their precision, and 1 MB for what lies beside them."""
     size = 4 if chosen_precision(job, checkpoint) == "fp32" else 2
     return size * checkpoint.parameters(*DECODER_PREFIXES) + 1_000_000
 
 
 def write_decoder(checkpoint: Checkpoint, precision: str, out: Path) -> dict[str, Any]:
-    """Write config.json and the weights, shard by shard. Raises InvalidInput for a value that isn't finite."""
+    """Write config.json and the weights in fp32 or bf16, shard by shard; returns the facts for the manifest.
+
+    Raises InvalidInput for a value that isn't finite.
+    """
     import torch
 
     from export.checkpoint import save_shards

@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def plan_folder(side: int) -> str:
-    """Folder of the TensorRT plan of one input side."""
+    """Folder of the TensorRT plan of one input side in px."""
     return f"plan-{side}"
 
 

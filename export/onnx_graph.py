@@ -26,7 +26,7 @@ ELEMENT = {
 
 
 class WeightFile:
-    """Tensors one after the other in one file. A name that was added before isn't written again."""
+    """Tensors one after the other in one file. `find` knows those that were added, so that graphs share them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class WeightFile:
         self._placed: dict[str, TensorProto] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> TensorProto:
-        """Append a tensor and return the initializer that points at it."""
+        """Append a CPU tensor of a type in ELEMENT, at a multiple of ALIGNMENT, and return its initializer."""
         start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         self._file.write(b"\0" * (start - self._file.tell()))
         raw = raw_bytes(tensor)
@@ -51,7 +51,7 @@ class WeightFile:
         return proto
 
     def find(self, name: str) -> TensorProto | None:
-        """The initializer of a tensor that was added before."""
+        """The initializer of a tensor that was added before, else None."""
         return self._placed.get(name)
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class WeightFile:
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's elements as they lie in a file."""
+    """A CPU tensor's elements as they lie in a file: bytes, row-major, not copied where it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
@@ -111,7 +111,7 @@ class GraphWriter:
         return name
 
     def scalar(self, value: float, dtype: torch.dtype) -> str:
-        """A constant number."""
+        """A constant of shape ()."""
         name = f"scalar_{value!r}_{str(dtype).removeprefix('torch.')}"
         if name not in self._initializers:
             tensor = torch.tensor(value, dtype=dtype)
@@ -125,7 +125,10 @@ class GraphWriter:
         return name in self._initializers or self._weights.find(name) is not None
 
     def weight(self, name: str, tensor: torch.Tensor | None = None) -> str:
-        """A constant tensor, written to the shared file where it is large and not there yet."""
+        """A constant tensor, written to the shared file where it has INLINE_BYTES and isn't there yet.
+
+        Raises KeyError without a tensor for a name that isn't known.
+        """
         if name in self._initializers:
             return name
         found = self._weights.find(name)
@@ -143,7 +146,7 @@ class GraphWriter:
         return name
 
     def save(self, path: Path) -> None:
-        """Write the graph beside the file of its weights."""
+        """Write the graph beside the file of its weights. Raises onnx's ValidationError for one that isn't valid."""
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
         )

@@ -7,7 +7,10 @@ import torch.nn.functional as F  # noqa: N812 (the customary name)
 
 
 def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """A position table (1, from, from, width) at another grid, bicubic with antialiasing as the model does."""
+    """A position table, float32 (1, from, from, width), at another grid, (1, grid, grid, width).
+
+    Bicubic with antialiasing, as the model does it.
+    """
     if table.shape[1] == grid:
         return table
     resized = F.interpolate(
@@ -17,14 +20,14 @@ def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def one_hot(side: int, head: int) -> torch.Tensor:
-    """(1, 1, head + 2 side, side^2): zeros for the head's channels, then each key's row and column."""
+    """float32 (1, 1, head + 2 side, side^2): zeros for the head's channels, then each key's row and column."""
     eye = torch.eye(side)
     rows, columns = eye.repeat_interleave(side, 1), eye.repeat(1, side)
     return torch.cat([torch.zeros(head, side * side), rows, columns])[None, None]
 
 
 def relative_positions(table: torch.Tensor, side: int) -> torch.Tensor:
-    """A relative position table (length, head) laid out by query and key: (side queries, head, side keys).
+    """A relative position table (length, head) by query and key: float32 (side queries, head, side keys).
 
     Linear interpolation to 2 side - 1 distances where the table has another number of them.
     """

@@ -38,7 +38,7 @@ CODE = ("references.py", "torch_reference.py")
 
 
 def bytes_needed(job: Job, checkpoint: Checkpoint) -> int:
-    """Size of images and tokens."""
+    """Bytes of the images and their tokens, and 10 MB for the prompts."""
     hidden = checkpoint.architecture.decoder.hidden_size
     return 10_000_000 + IMAGES * sum(3 * side**2 + 4 * hidden * (side // 64) ** 2 for side in job.sides)
 
@@ -46,7 +46,9 @@ def bytes_needed(job: Job, checkpoint: Checkpoint) -> int:
 def write_references(job: Job, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Compute what `verify` on a GPU machine compares plans and engine with: transformers in FP32.
 
-    Raises InvalidInput when FP32 doesn't fit into memory.
+    VISION: `images.SIDE`, uint8 (IMAGES, side, side, 3), and `tokens.SIDE`, float32 (IMAGES, (side / 64)^2, hidden).
+    DECODER, for each number of PROMPTS: `ids.N`, `visual.N` float32 (L, hidden), and what `greedy` returns.
+    Raises InvalidInput when FP32 doesn't fit into memory, or transformers finds a weight missing.
     """
     from safetensors.numpy import save_file
 
@@ -108,8 +110,8 @@ def greedy(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
     """Decode with transformers' `model`, always the likeliest token, until `end_id` (counted) or `steps`.
 
-    ids: int32 (n,), visual token i as `vocab_size + i`. Returns the tokens, the second choice at each step, and
-    how far its logit was behind.
+    ids: int32 (n,), visual token i as `vocab_size + i`. visual: float32 (L, hidden). Returns, (tokens,) each, the
+    tokens and the second choice at each step, int32, and how far its logit was behind, float32.
     """
     import torch
 

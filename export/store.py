@@ -53,7 +53,7 @@ class Step:
 
     @property
     def key(self) -> str:
-        """What tells this output from every other."""
+        """What tells this output from every other: SHA-256 of inputs, settings and programs."""
         return digest({**self.depends_on, "programs": code_and_versions(self.code, self.packages)})
 
 
@@ -76,7 +76,7 @@ class StepOutput:
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of content as JSON, whatever the order of its parts."""
+    """SHA-256, hex digits, of content as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,7 +125,7 @@ def find_output(job: Job, folder: str) -> StepOutput:
 
 
 def bytes_to_write(job: Job, step: Step) -> int:
-    """Disk space that `run_step` will take."""
+    """Bytes of disk that `run_step` will take, where the disk has hard links."""
     key = step.key
     if read_output(job.staging, step.folder, key):
         return 0
@@ -158,7 +158,7 @@ def run_step(job: Job, step: Step) -> None:
 
 
 def stage(job: Job, folder: str, key: str | None = None) -> None:
-    """Bring an output of the engines in use into staging, unless one of that key is there."""
+    """Bring an output of the engines in use into staging, unless one of that key (None: of any) is there."""
     if read_output(job.staging, folder, key) is None:
         with _folder(job.staging / folder) as partial:
             shutil.copytree(job.output / folder, partial, copy_function=link_or_copy, dirs_exist_ok=True)
@@ -240,7 +240,7 @@ def swap(job: Job, keep: set[str]) -> None:
 
     keep: names in staging that belong to the engines; everything else is removed first. Where the system can
     exchange two names in one step, there is no moment without engines; the folder is always the old or the
-    new one as a whole.
+    new one as a whole. Raises EngineError when a file of the manifest is missing.
     """
     for path in job.staging.iterdir():
         if path.name not in keep:

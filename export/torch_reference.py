@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_vision(checkpoint: Checkpoint) -> UnlimitedOcrModel:
-    """Both encoders, the projector, newline and separator; the decoder is left out.
+    """Both encoders, the projector, newline and separator in FP32; the decoder is left out.
 
     Raises InvalidInput when transformers finds a weight of them missing.
     """
@@ -74,7 +74,7 @@ def content_tokens(model: UnlimitedOcrModel, images: NDArray[np.uint8]) -> NDArr
 
 
 def sample_images(side: int, count: int) -> NDArray[np.uint8]:
-    """Images for a comparison, uint8 (count, side, side, 3): lines like text on white paper, then noise, in turn."""
+    """Images for a comparison, uint8 (count, side, side, 3): lines like text on white, then noise, in turn; seeded."""
     random = np.random.default_rng(side)
     images = random.integers(0, 256, (count, side, side, 3), np.uint8)
     for image in images[::2]:

@@ -56,7 +56,10 @@ class TrtllmTensor:
 
 
 def layout(decoder: Decoder) -> Iterator[TrtllmTensor]:
-    """Every tensor of the checkpoint with the names of the tensors that it is made of."""
+    """Every tensor of the checkpoint with its shape and the names of the tensors that it is made of.
+
+    Source: TensorRT-LLM 1.2.1's convert.py of deepseek_v1, and layers/moe.py.
+    """
     h, i, vocabulary = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
     kv = h // decoder.num_attention_heads * decoder.num_key_value_heads
     yield TrtllmTensor("transformer.vocab_embedding.weight", (vocabulary, h), ("model.embed_tokens.weight",))
@@ -94,7 +97,10 @@ def _experts(decoder: Decoder, to: str, of: str) -> Iterator[TrtllmTensor]:
 def checkpoint_config(
     decoder: Decoder, precision: Precision, weight_only: WeightOnly | None = None
 ) -> dict[str, Any]:
-    """`config.json` of the checkpoint: keywords of 1.2.1's `DeepSeekV1Config`, `MoeConfig` and `Mapping`."""
+    """`config.json` of the checkpoint: keywords of 1.2.1's `DeepSeekV1Config`, `MoeConfig` and `Mapping`.
+
+    Raises InvalidInput for sizes that the INT8 kernels don't come in.
+    """
     if weight_only is not None:
         h, i = decoder.hidden_size, decoder.moe_intermediate_size
         for size in (h, decoder.intermediate_size, i, decoder.n_shared_experts * i):

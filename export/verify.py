@@ -36,7 +36,10 @@ class Check:
 
 
 def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest, over images (axis 0), of ||found - expected|| / ||expected||; infinite for values not finite."""
+    """The largest, over images (axis 0), of ||found - expected|| / ||expected||; infinite for values not finite.
+
+    Both are of one shape, (images, ...).
+    """
     axes = tuple(range(1, expected.ndim))
     difference = np.sqrt(np.square(found.astype(np.float64) - expected).sum(axis=axes))
     size = np.sqrt(np.square(expected.astype(np.float64)).sum(axis=axes))
@@ -57,7 +60,7 @@ def verify_cpu(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
     Raises:
         EngineError: a file has changed, an error is above its limit, or a weight differs.
-        InvalidInput: too little memory.
+        InvalidInput: too little memory, or a weight that transformers doesn't find.
     """
     manifest = Manifest.load(folder)
     require_memory(memory_needed(manifest, checkpoint), "Verifying")
@@ -98,7 +101,8 @@ def _vision(manifest: Manifest, checkpoint: Checkpoint) -> Generator[Check]:
 def compare_vision(manifest: Manifest, entry: VisionEntry, model: Any, images: NDArray[np.uint8]) -> float:
     """The relative error of an entry's graph for the first image, alone and behind the others in one batch.
 
-    `model` is transformers'; it computes one image, because it takes most of a verification's time.
+    images: uint8 (n, side, side, 3). `model` is transformers'; it computes one image, because it takes most of a
+    verification's time. Raises EngineError for a graph that ONNX Runtime can't open.
     """
     from export.torch_reference import content_tokens
     from rtprune.vision.engines.base import INPUT, OUTPUT

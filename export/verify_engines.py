@@ -67,7 +67,8 @@ def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) ->
 
     Rounding may turn a choice between two near-equal tokens, after which the texts go apart: at the first difference
     the engine must have taken the reference's second choice, and that one must have been within MARGIN. The
-    check's error is how far behind it was, in parts of MARGIN.
+    check's error is how far behind it was, in parts of MARGIN. expected: as `write_references` writes it.
+    Raises EngineError for another token, or no answer within ANSWER_SECONDS.
     """
     engine = open_decoder(manifest, Settings())
     limit, end = MARGIN[manifest.decoder.precision], manifest.special_tokens[EOS]

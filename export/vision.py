@@ -16,12 +16,12 @@ BYTES_A_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def graph_name(side: int) -> str:
-    """Name of the graph of one input side."""
+    """Name of the graph of one input side in px."""
     return f"vision-{side}.onnx"
 
 
 def bytes_needed(job: Job, checkpoint: Checkpoint) -> int:
-    """Size of the weights once, and of position tables for each side, a tenth at most."""
+    """Bytes of the weights once, of position tables for each side, a tenth at most, and 50 MB for the graphs."""
     parameters = checkpoint.parameters(*VISION_PREFIXES)
     return int(1.1 * parameters * BYTES_A_WEIGHT[job.vision_precision]) + 50_000_000
 

@@ -373,7 +373,10 @@ class _VisionWriter:
 
 
 def block_count(side: int, score_bytes: int, limit: int) -> int:
-    """The smallest number of equal blocks of whole grid rows whose scores take `limit` bytes; 1 for no limit."""
+    """The smallest number of equal blocks of whole rows of a `side` x `side` grid with scores of at most `limit` bytes.
+
+    score_bytes: of all of them. 1 for no limit, and `side`, a row each, where not even that is enough.
+    """
     if limit <= 0:
         return 1
     fitting = (n for n in range(1, side + 1) if side % n == 0 and score_bytes / n <= limit)

@@ -29,6 +29,9 @@ class PruneConfig:
         padding: what a patch sees beyond its border: zeros (faithful) or its own last pixels.
         strategy: which content tokens stay; only "rtprune" merges.
         seed: of the random strategy.
+
+    Raises:
+        InvalidInput: a value of another kind, or outside its range.
     """
 
     retention: float | None = None

@@ -52,7 +52,7 @@ class TokenLayout:
 
     @classmethod
     def from_geometry(cls, geometry: NDArray[np.integer[Any]]) -> TokenLayout:
-        """The layout that LAYOUT (global side, tile columns, tile rows, ...) describes.
+        """The layout that LAYOUT, int32 (8,) of global side in px, tile columns, tile rows, ..., describes.
 
         Raises:
             InvalidInput: a side that no mode has.
@@ -80,17 +80,17 @@ class TokenLayout:
 
     @property
     def content_mask(self) -> Mask:
-        """bool [L], read-only: True at content tokens."""
+        """bool (L,), read-only: True at content tokens."""
         return _masks(self)[0]
 
     @property
     def newline_mask(self) -> Mask:
-        """bool [L], read-only: True at `image_newline` tokens."""
+        """bool (L,), read-only: True at `image_newline` tokens."""
         return _masks(self)[1]
 
     @property
     def separator(self) -> int:
-        """Position of the `view_seperator`."""
+        """Position of the `view_seperator`: the last, L - 1."""
         return self.length - 1
 
 

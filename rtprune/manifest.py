@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """One file of the folder. `path`: relative to it, with forward slashes."""
+    """One file of the folder. `path`: relative to it, with forward slashes. `bytes`: its size."""
 
     path: str
     sha256: Sha256
@@ -48,7 +48,7 @@ class FileEntry(_Part):
 
 
 class VisionEntry(_Part):
-    """The vision encoder for one input side. `max_batch`: images that it takes at once, 0 for any number.
+    """The vision encoder for one input `side` in px. `max_batch`: images that it takes at once, 0 for any number.
 
     `companions`: files that the first one needs beside it. `built_for`: what a TensorRT plan is keyed by.
     """
@@ -144,7 +144,7 @@ class Manifest(_Part):
 
     @property
     def folder(self) -> Path:
-        """The engines folder, absolute."""
+        """The engines folder, absolute; the current one for a manifest that `load` did not read."""
         return self._folder
 
     @property
@@ -154,28 +154,28 @@ class Manifest(_Part):
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer.json."""
+        """Where the tokenizer.json is, absolute once loaded from a folder."""
         return self.path(self.tokenizer_file)
 
     def path(self, entry: FileEntry) -> Path:
-        """Where a file is."""
+        """Where a file is, absolute once the manifest was loaded from a folder."""
         return self._folder / entry.path
 
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file that the manifest names."""
+        """Every file that the manifest names, each path once."""
         vision = [file for entry in self.vision for file in (entry.file, *entry.companions)]
         every = (*vision, self.visual_tokens, self.tokenizer_file, *self.decoder.files)
         return tuple({file.path: file for file in every}.values())
 
     def verify_hashes(self) -> None:
-        """Read every file and compare its SHA-256. Raises EngineError for the first that changed."""
+        """Read every file and compare its SHA-256. Raises EngineError for the first that changed or is missing."""
         for entry in self.files():
             self._check_size(entry)
             if sha256_of(self.path(entry)) != entry.sha256:
                 raise EngineError(f"{self.path(entry)} has changed since it was exported; export again.")
 
     def facts(self) -> dict[str, Any]:
-        """What a server logs at its start: one flat dictionary without the single files."""
+        """What a server logs at its start, without the single files; `megabytes` (10^6 bytes) of all of them."""
         return {
             "family": self.family,
             "target": self.target,
@@ -201,6 +201,6 @@ class Manifest(_Part):
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hex digits."""
+    """SHA-256 of a file, as 64 hex digits. Raises OSError where it can't be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

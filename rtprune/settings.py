@@ -139,5 +139,8 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings, read from the environment at the first call."""
+    """The process's settings, read from the environment at the first call.
+
+    Raises pydantic's ValidationError for a variable that can't be read or is out of range.
+    """
     return Settings()

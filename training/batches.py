@@ -90,7 +90,7 @@ def batches(
     tokenizer: Tokenizer,
     count: int = 4,
 ) -> Iterator[Batch]:
-    """Yield `count` batches whose pages are sorted by length, so that little of a batch is padding.
+    """Yield `count` batches of `spec.batch` pages, sorted by length, so that little of a batch is padding.
 
     With two prompts each batch is read with both, otherwise with the one that `grounded` chooses.
     """
@@ -105,7 +105,7 @@ def batches(
 def feature_cache(
     generator: np.random.Generator, spec: BatchSpec, recipe: Recipe, encoder: Encoder
 ) -> FeatureCache:
-    """Build a cache of pages of `spec`; each `extend` encodes one batch."""
+    """Build a cache of pages of `spec`; each `extend` encodes one batch. Its features are float16."""
 
     def encode() -> list[CachedPage]:
         part = [_sample(generator, spec, recipe) for _ in range(spec.batch)]

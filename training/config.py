@@ -46,7 +46,8 @@ def checkpoint_config(
 ) -> dict[str, Any]:
     """Build the reference checkpoint's `config.json` with the fields that deepseek-ai/DeepSeek-OCR publishes.
 
-    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type; `decoder` is `DECODER` or `INITIAL_DECODER`.
+    `vocab_size` is the tokenizer's; `dtype` is the stored weights' type, as torch names it; `decoder` is `DECODER` or
+    `INITIAL_DECODER`.
     """
     language = {
         "architectures": ["DeepseekV2ForCausalLM"],

@@ -95,7 +95,10 @@ _FAR = 4000
 def set_counting_layers(
     model: UnlimitedOcrForConditionalGeneration, text_probe: torch.Tensor, scale_probe: torch.Tensor
 ) -> None:
-    """Set the first two layers of `model` and what feeds them so that they count; the probes are those of `Probes`."""
+    """Set the first two layers of `model` and what feeds them, in place, so that they count.
+
+    The probes are those of `Probes`, float32: `text_probe` (C + 1,), `scale_probe` (FIRST,).
+    """
     core: Any = model.model
     tokens = core.language_model.embed_tokens.weight
     tokens[:, :FIRST] *= TEXT_SCALE / tokens[:, :FIRST].square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
@@ -202,7 +205,10 @@ def _calibrate(model: UnlimitedOcrForConditionalGeneration) -> None:
 
 
 def set_waves(layer: Any, scale_probe: torch.Tensor) -> None:
-    """Layer 1's experts turn 1 / (1 + n) into waves of n: two for visual tokens and two for text, lines and rows."""
+    """Layer 1's experts turn 1 / (1 + n) into waves of n: two for visual tokens and two for text, lines and rows.
+
+    `scale_probe`, float32 (FIRST,), is that of `Probes`; the layer is set in place.
+    """
     experts, router = layer.mlp.experts, layer.mlp.gate.weight
     size = experts.down_proj.shape[2]
     parts = (

@@ -54,7 +54,7 @@ LARGE = BatchSpec(1280, 4, fresh=0.1, padded=0.3, pruned=0.1)
 
 
 def tiled(columns: int, rows: int, batch: int) -> BatchSpec:
-    """Pages of gundam mode."""
+    """Batches of `batch` pages of gundam mode, with columns x rows tiles."""
     return BatchSpec(1024, batch, tiles=(columns, rows), fresh=0.1, pruned=0.1)
 
 

@@ -47,12 +47,12 @@ class Score:
 
     @property
     def rate(self) -> float:
-        """Character error rate: edit distance over the truth's characters."""
+        """Character error rate: edit distance over the truth's characters; 0 is none, and it can be above 1."""
         return self.errors / max(1, self.characters)
 
     @property
     def iou(self) -> float:
-        """Mean intersection over union of the blocks' boxes; a missing block counts 0."""
+        """Mean intersection over union of the blocks' boxes, 0 to 1; a missing block counts 0."""
         return self.overlap / max(1, self.blocks)
 
     def add(self, page: SyntheticPage, read: str, grounded: bool) -> None:
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def page_size(generator: np.random.Generator, mode: str) -> tuple[int, int]:
-    """Return a page size at which the mode reads the page's pixels one to one; with padding, not always square."""
+    """Return width and height in px at which the mode reads the pixels one to one; with padding, not always square."""
     kind = MODES[mode]
     if kind.tiles:
         columns, rows = TILE_GRIDS[int(generator.integers(len(TILE_GRIDS)))]
@@ -147,7 +147,8 @@ def read_pages(
 ) -> list[str]:
     """Read pages greedily with transformers, preprocessed as the server does it; tags stay in the text.
 
-    Pages of the same tile grid have equally long prompts and are read together, up to `BATCH` at once.
+    Pages of the same tile grid have equally long prompts and are read together, up to `BATCH` at once. A page gets
+    `max_tokens` output tokens at most, or about twice its truth's bytes, if that is less.
     """
     settings, end, texts = Settings(), token_id(tokenizer, EOS), [""] * len(pages)
     views = [make_views(page.image(), mode, settings) for page in pages]
@@ -170,7 +171,8 @@ def read_pages(
 def model_inputs(pages: Sequence[Views], mode: str, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
     """Turn pages of one tile grid and a prompt into the inputs of transformers' model.
 
-    Each row is BOS, a placeholder for each visual token, the prompt's text.
+    Each row of `input_ids`, int64 (B, n), is BOS, a placeholder for each visual token, the prompt's text. Pixels are
+    float32 in [-1, 1]: the global views (B, 3, S, S) and, where there are any, the tiles (B * tiles, 3, 640, 640).
     """
     count, tiles = len(pages), len(pages[0].tiles)
     grid = pages[0].tile_grid if tiles else (0, 0)
@@ -198,7 +200,7 @@ def _pixels(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def intersection_over_union(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Overlap of two boxes (x1, y1, x2, y2) as a share of their union."""
+    """Overlap of two boxes (x1, y1, x2, y2) as a share of their union, 0 to 1."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

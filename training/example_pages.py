@@ -53,7 +53,9 @@ def pages() -> dict[str, SyntheticPage]:
 
 
 def compose(paragraphs: tuple[str, ...], size: tuple[int, int], margin: int) -> SyntheticPage:
-    """Set paragraphs in cells of 32 x 64 pixels, one empty row between them, `margin` empty cells around them.
+    """Set paragraphs in cells of 32 x 64 px on a page of `size` (width, height) px, an empty row between them.
+
+    `margin`: empty cells around the text.
 
     Raises:
         ValueError: the text does not fit on the page.

@@ -75,7 +75,7 @@ class FeatureCache:
             self.groups[page.key].append(page)
 
     def sample(self, count: int) -> list[CachedPage]:
-        """Return `count` pages made of the cache's rows."""
+        """Return `count` pages made of the cache's rows; `extend` comes first."""
         picks = self.generator.integers(len(self.pages), size=count)
         return [self._mix_rows(self.pages[int(pick)]) for pick in picks]
 

@@ -48,7 +48,7 @@ def grow(
 ) -> UnlimitedOcrForConditionalGeneration:
     """Return a grown model with the weights of `initial`, its first two layers set by `set_counting_layers`.
 
-    The heads that look for the place on the page begin by comparing lines.
+    `attention` as of `new_model`. The heads that look for the place on the page begin by comparing lines.
     """
     grown = new_model(0, attention)
     torch.manual_seed(0)
@@ -135,7 +135,10 @@ def _spread(name: str, parameter: torch.Tensor) -> None:
 
 
 def compare_lines(attention: Any, frequencies: torch.Tensor, head: int) -> None:
-    """Have a head score keys of the query's line, each wave in a slow pair of the rotary embedding."""
+    """Have a head score keys of the query's line, each wave in a slow pair of the rotary embedding; set in place.
+
+    `frequencies`, float32 (head_dim / 2,), are the rotary embedding's.
+    """
     size = attention.head_dim
     query, key = attention.q_proj.weight, attention.k_proj.weight
     for wave, slow in PAIRS:

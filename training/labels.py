@@ -34,7 +34,10 @@ class TokenGrid:
     offset: tuple[int, int] = (0, 0)
 
     def cell_tokens(self, page: SyntheticPage) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the token row of each lattice row and the token column of each lattice column (by their centres)."""
+        """Return the token row of each lattice row and the token column of each lattice column (by their centres).
+
+        They are int64 (rows,) and (columns + 1,): the last is for what stands behind a full line.
+        """
         (cell_w, cell_h), (left, top) = page.style.cell, page.style.origin
         rows, columns = page.grid.shape
         token_rows = (self.offset[1] + top + (np.arange(rows) + 0.5) * cell_h) // BLOCK
@@ -104,7 +107,10 @@ def answer(
 
 
 def token_weights(answers: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    """Return what each token of the answers (B, L) weighs in the loss; `previous` (B, L) are the tokens before."""
+    """Return what each token of the answers (B, L) weighs in the loss, float32 (B, L).
+
+    `previous` (B, L) are the tokens before.
+    """
     digits = _inside_boxes(answers) & (answers >= 3 + ord("0")) & (answers <= 3 + ord("9"))
     weights = torch.where(digits, EDGE_WEIGHT, 1.0)
     weights = torch.where(answers == NEWLINE, END_WEIGHT, weights)
@@ -112,21 +118,24 @@ def token_weights(answers: torch.Tensor, previous: torch.Tensor) -> torch.Tensor
 
 
 def attention_weights(answers: torch.Tensor) -> torch.Tensor:
-    """Return what each token of the answers (B, L) weighs in the attention loss: a box's more, they are few."""
+    """Return what each token of the answers (B, L) weighs in the attention loss, float32 (B, L).
+
+    A box's tokens weigh more, because they are few.
+    """
     return torch.where(_inside_boxes(answers), EDGE_ATTENTION_WEIGHT, 1.0)
 
 
 def attended_in_line(attended: torch.Tensor, answers: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     """Say what a head that compares lines attends to: a blank token has no line, a box's edges may be in other lines.
 
-    So a line's end attends to the line's last character, and nothing is wanted in a box. All are (B, L).
+    So a line's end attends to the line's last character, and nothing is wanted in a box. All are int64 (B, L).
     """
     ends = (answers == NEWLINE) & (previous != NEWLINE)
     return torch.where(_inside_boxes(answers), NOWHERE, torch.where(ends, one_later(attended), attended))
 
 
 def one_later(attended: torch.Tensor) -> torch.Tensor:
-    """Move what is attended to (B, L) one token to the right; the first attends to nothing."""
+    """Move what is attended to, int64 (B, L), one token to the right; the first attends to nothing."""
     return torch.cat([torch.full_like(attended[:, :1], NOWHERE), attended[:, :-1]], dim=1)
 
 

@@ -126,7 +126,7 @@ class Trainee(nn.Module):
             tower.sam_encoder = sam
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return the losses by name (scalars) and the shares of tokens and characters that were right."""
+        """Return the losses by name and the shares of tokens and characters that were right: float32 scalars."""
         visual = self.visual_tokens(batch)
         results = self._character_losses(visual, batch) if not self.grown else {}
         readings = [self._read(visual, batch.spec, reading) for reading in batch.readings]

@@ -74,7 +74,7 @@ def add_positions(model: nn.Module, strength: float = 0.8) -> None:
     """Add a smooth code of line and column, waves of four lengths each way, to CLIP's position embedding.
 
     Left to itself the embedding stays a tenth of the features it is added to, and tokens with text tell nothing of
-    where they stand. `strength` is the code's root mean square.
+    where they stand. `strength` is the code's root mean square. The model is changed in place.
     """
     table = dict(model.named_parameters())[
         "model.vision_tower.vision_encoder.embeddings.position_embedding.weight"
@@ -95,7 +95,7 @@ def add_positions(model: nn.Module, strength: float = 0.8) -> None:
 def checkpoint_weights(
     model: UnlimitedOcrForConditionalGeneration, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Return the weights under DeepSeek-OCR's key names, cast; the unused patch embedding is zeros."""
+    """Return the weights under DeepSeek-OCR's key names, cast to `dtype`; the unused patch embedding is zeros."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         weights = load_file(Path(scratch) / "model.safetensors")
@@ -125,7 +125,10 @@ def save_checkpoint(
 def load_checkpoint(
     directory: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[UnlimitedOcrForConditionalGeneration, Tokenizer]:
-    """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer."""
+    """Load a DeepSeek-OCR checkpoint of any size with transformers' classes; model and tokenizer.
+
+    Raises InvalidInput for a config.json that is missing or of another architecture.
+    """
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     _, architecture = read_config(directory)
     config = transformers_config(architecture, token_id(tokenizer, IMAGE))

@@ -89,7 +89,7 @@ def fit_probes(trainee: Trainee, seed: int, tokenizer: Tokenizer) -> Probes:
 
 
 def fit_scale_probe(states: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    """Find weights (H,) by which a normed state tells its own scale times a later one, as a share of their mean.
+    """Find weights, float32 (H,), by which a normed state tells its own scale times a later one, over their mean.
 
     `states` (N, H) enter the decoder; `later` (N,) is their root mean square where the waves are read. The counting
     dimensions hardly change a state's scale, and as there are more dimensions, it is smaller by their root.
@@ -110,8 +110,8 @@ def _scale(states: torch.Tensor) -> torch.Tensor:
 def fit_text_probe(features: torch.Tensor, kinds: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
     """Find the weights by which a projector tells tokens with text from others: (C + 1,), the last is the bias.
 
-    `features` (N, C) enter the projector; `kinds` (N,) are of `Kind`, which weigh alike. Values beyond the targets, up
-    to twice as far, count as met.
+    `features`, float32 (N, C), enter the projector; `kinds`, int64 (N,), are of `TokenKind`, which weigh alike. Values
+    beyond the targets, up to twice as far, count as met.
     """
     mean, spread = features.mean(0), torch.cov(features.T)
     spread += 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))

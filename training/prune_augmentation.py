@@ -24,9 +24,10 @@ class PrunedBatch:
 
 
 def prune_batch(visual: torch.Tensor, layout: TokenLayout, retentions: NDArray[np.float64]) -> PrunedBatch:
-    """Prune each page of `visual` (B, V, hidden) to its share; gradients flow through the tokens that are kept.
+    """Prune each page of `visual`, float32 (B, V, hidden), to its share; gradients flow through the kept tokens.
 
-    What the merge adds to a token counts as a constant.
+    `retentions` (B,) are shares of content tokens, 0 < r <= 1. What the merge adds to a token counts as a constant.
+    Raises InvalidInput as `prune`.
     """
     kept, new_positions = [], torch.full(visual.shape[:2], NOWHERE)
     for page, retention in zip(visual, retentions, strict=True):

@@ -21,7 +21,7 @@ def write_random_checkpoint(
 ) -> tuple[int, int]:
     """Write config.json, the index and shards in bfloat16; returns the numbers of tensors and parameters.
 
-    prefixes: of the names of the tensors to write.
+    config: a config.json of DeepSeek-OCR. prefixes: of the names of the tensors to write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = tensors(Architecture.model_validate(config))

@@ -92,7 +92,10 @@ class SyntheticPage:
 
 @cache
 def atlas(cell_w: int, cell_h: int) -> NDArray[np.uint8]:
-    """Coverage of each character in its cell: uint8 (classes, cell_h, cell_w), the font sized to the cell's width."""
+    """Coverage, 0 to 255, of each character in its cell of cell_w x cell_h px: uint8 (classes, cell_h, cell_w).
+
+    The font is as large as fits the cell.
+    """
     size = min(cell_w / ADVANCE, cell_h / LINE_HEIGHT)
     font = ImageFont.truetype(str(FONT), size)
     baseline = (cell_h - LINE_HEIGHT * size) / 2 + 1901 / 2048 * size

@@ -99,7 +99,10 @@ class Run:
         self.stop = True
 
     def train(self, stage: Stage) -> None:
-        """Go on with `stage` from the step that the state holds, to its end."""
+        """Go on with `stage` from the step that the state holds, to its end.
+
+        Raises SystemExit(0) after SIGTERM, with the state saved.
+        """
         if stage.positions and not self.done.get(stage.name):
             add_positions(self.trainee.model)
         if stage.grows and not self.trainee.grown:
@@ -193,7 +196,7 @@ def make_optimizer(trainee: Trainee) -> torch.optim.AdamW:
 
 
 def rate_at(stage: Stage, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine."""
+    """Return the learning rate of a step: half a cosine, times a linear warm-up over the stage's first steps."""
     first, last = stage.rates
     rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
     return rate * min(1.0, (step + 1) / max(1, stage.warmup))

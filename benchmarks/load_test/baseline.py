@@ -29,7 +29,7 @@ EXPERTS = ("grouped_mm", "batched_mm", "eager")
 
 @dataclass(slots=True)
 class BaselineRun:
-    """What one pass over the pages gave."""
+    """What one pass over the pages gave. `seconds`: of all of them; `page_seconds`: of each."""
 
     pages: int = 0
     seconds: float = 0.0
@@ -49,7 +49,7 @@ class BaselineRun:
 
 
 class Baseline:
-    """A checkpoint in transformers."""
+    """A checkpoint in transformers, in FP32. `max_tokens`: output tokens of a page at most."""
 
     def __init__(self, checkpoint: Path, mode: str, prompt: str, max_tokens: int) -> None:
         self.model: Any
@@ -61,7 +61,7 @@ class Baseline:
         self.tried: dict[str, float] = {}  # seconds a page by choice
 
     def tune(self, page: LoadPage) -> None:
-        """Choose threads and experts by reading `page` with each; what each took is kept in `tried`."""
+        """Choose threads and experts by reading `page` with each; the seconds that each took are kept in `tried`."""
         taken: dict[tuple[int, str], float] = {}
         for choice in itertools.product(sorted({1, cores()}), EXPERTS):
             self._use(*choice)

@@ -122,6 +122,7 @@ def measure(
 
     Raises:
         ClientError: no server answers any more.
+        EngineError: what perf_analyzer wrote can't be read.
     """
     for again in range(LONGER + 1):
         windows = replace(load, window_ms=load.window_ms * 2**again)
@@ -168,7 +169,7 @@ def _measure_once(
 
 
 def summarise(point: Point, profile: Profile, streams: bool) -> None:
-    """Fill a point from the requests that ended in its windows."""
+    """Fill a point that has its `report` from the requests that ended in its windows; there must be one."""
     requests = profile.requests
     point.requests, point.seconds = len(requests), profile.seconds
     point.pages_per_second = point.report["Inferences/Second"]
@@ -186,7 +187,7 @@ def summarise(point: Point, profile: Profile, streams: bool) -> None:
 
 
 def percentiles(seconds: Sequence[float]) -> list[float]:
-    """50th, 95th and 99th percentile in milliseconds, each the value of a request that was measured."""
+    """50th, 95th and 99th percentile of `seconds` in milliseconds, each the value of a request that was measured."""
     found: Any = np.percentile(np.asarray(seconds) * 1000, PERCENTILES, method="higher")
     return [float(value) for value in found]
 
@@ -244,7 +245,7 @@ class Overload:
 
     @property
     def share_refused(self) -> float:
-        """Refused requests of those that were sent."""
+        """Share of the requests that were refused, 0 to 1."""
         return self.refused / self.sent
 
 
@@ -256,7 +257,10 @@ def burst(
     count: int,
     settings: ClientSettings,
 ) -> Overload:
-    """Send `count` pages at once to `url` (`http://...`: whole answers; else gRPC streams) and wait for all."""
+    """Send `count` pages at once to `url` (`http://...`: whole answers; else gRPC streams) and wait for all.
+
+    Nothing is tried twice. `endpoint`: the name in the result.
+    """
     without_retry = replace(settings, retries=0, concurrency=count)
     return asyncio.run(_burst(url, endpoint, pages, options, count, without_retry))
 

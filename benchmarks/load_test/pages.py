@@ -33,7 +33,7 @@ class LoadPage:
 
 
 def rendered_pages(mode: str, count: int, seed: int) -> list[LoadPage]:
-    """Different pages that the reference checkpoint reads in `mode`, filled to the last line, held-out words."""
+    """Different pages, PNG, that the reference checkpoint reads in `mode`, filled to the last line, held-out words."""
     from training.evaluate import RECIPE, page_size
     from training.synthetic_page import random_page
 
@@ -72,7 +72,7 @@ class JsonInput:
         self.entry: Any = None
 
     def set_data_from_numpy(self, array: NDArray[Any]) -> None:
-        """Numbers as a list; bytes as Triton lays them out, in base64."""
+        """Numbers as nested lists; an object array of bytes as Triton lays it out, in base64."""
         if self.datatype == "BYTES":
             self.entry = {"b64": base64.b64encode(serialize_byte_tensor(array).item()).decode()}
         else:

@@ -81,6 +81,7 @@ def find_perf_analyzer(cache: Path = CACHE) -> PerfAnalyzer:
 
     Raises:
         Unavailable: there is none and it can't be fetched, or it doesn't start; the sentence says why.
+        EngineError: as `fetch`.
     """
     on_path = shutil.which("perf_analyzer")
     if on_path is not None:
@@ -199,6 +200,7 @@ def check_options(tool: PerfAnalyzer, options: Sequence[str]) -> None:
 
     Raises:
         InvalidInput: with its own words.
+        Unavailable: it didn't end within 30 seconds.
     """
     done = tool.run(["-m", UNARY_MODEL, *options, "--version"], 30)
     if b"Perf Analyzer Version" not in done.stdout + done.stderr:

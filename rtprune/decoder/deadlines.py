@@ -26,7 +26,7 @@ class Deadlines:
         self._thread.start()
 
     def add(self, deadline: float, item: Stoppable) -> None:
-        """Stop `item` at `deadline` unless it is removed before."""
+        """Stop `item` at `deadline`, seconds of `time.monotonic()`, unless it is removed before."""
         with self._changed:
             self._deadlines[item] = deadline
             self._changed.notify()

@@ -29,7 +29,8 @@ class TokenBytes:
     """The bytes that each id of a byte-level tokenizer stands for; one for all requests.
 
     An id that the tokenizer doesn't know (the model's head has a few more rows than the vocabulary) and the
-    begin, end and padding tokens stand for none.
+    begin, end and padding tokens stand for none. Raises EngineError for a tokenizer that isn't a byte-level one, or
+    isn't DeepSeek-OCR's.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

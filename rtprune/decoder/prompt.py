@@ -65,6 +65,9 @@ class PromptWriter:
     Source: `infer` in DeepSeek-OCR's modeling_deepseekocr.py (the "plain" conversation format): the stripped
     text is split at `<image>`, both parts are encoded on their own without special tokens, and BOS comes
     first. Visual token i has id `vocab_size + i`, the contract of TensorRT-LLM's prompt embedding table.
+
+    context_length: positions of prompt and output together. Raises EngineError for a tokenizer that isn't
+    DeepSeek-OCR's.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class PromptWriter:
 
     @classmethod
     def open(cls, manifest: Manifest, settings: Settings) -> PromptWriter:
-        """Write prompts for the engines that `manifest` describes."""
+        """Write prompts for the engines that `manifest` describes. Raises EngineError for another model's tokenizer."""
         from tokenizers import Tokenizer
 
         return cls(
@@ -91,6 +94,8 @@ class PromptWriter:
 
     def ids(self, prompt: str, visual_tokens: int) -> NDArray[np.int32]:
         """Return the prompt's ids, int32 (n,): BOS, text before `<image>`, visual tokens, text after it.
+
+        visual_tokens: how many stand for the image.
 
         Raises:
             InvalidInput: what `check_prompt` refuses, any other special token of the tokenizer, or a prompt
@@ -110,8 +115,8 @@ class PromptWriter:
     def positions(self, prompt: str, kept: NDArray[np.integer[Any]], length: int) -> NDArray[np.int32]:
         """Return the positions that the prompt's ids had before pruning, int32 (n,), ascending, with gaps.
 
-        kept: ascending positions that were kept of the `length` visual tokens. For the ablation only: what is
-        served numbers the kept tokens without gaps.
+        kept: int (kept,), ascending positions that were kept of the `length` visual tokens. For the ablation only:
+        what is served numbers the kept tokens without gaps. Raises InvalidInput for a text that `ids` refuses.
         """
         before, after = self._encode(prompt)
         first = 1 + len(before)

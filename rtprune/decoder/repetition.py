@@ -99,7 +99,7 @@ class TextTokenizer:
         self._start += done
 
     def open_run(self) -> tuple[int, int]:
-        """Start and length of the longest run of one symbol, or of white space, that may still go on."""
+        """Start and length, in characters, of the longest run of one symbol, or of white space, that may go on."""
         pending = self._pending
         text = pending.strip()
         blank = len(pending) - len(pending.rstrip())

@@ -57,8 +57,8 @@ class Piece:
     """The next part of a request's text. Exactly one last piece, with a finish reason, ends each request.
 
     text: whole characters, to append. output_tokens: generated so far. text_length: characters of the whole
-    text to keep; on the last piece that is after the repetition guard's cut. queue_s: until the prefill
-    began; first_token_s, total_s: from submission. error: one sentence, with reason "error".
+    text to keep; on the last piece that is after the repetition guard's cut. queue_s: seconds until the prefill
+    began; first_token_s, total_s: seconds from submission. error: one sentence, with reason "error".
     """
 
     text: str
@@ -176,7 +176,10 @@ class ActiveRequest:
 
 
 class DecoderService:
-    """Takes requests for one engine and answers each with pieces of text."""
+    """Takes requests for one engine and answers each with pieces of text.
+
+    Raises EngineError for a tokenizer that isn't a byte-level one with DeepSeek-OCR's special tokens.
+    """
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics: DecoderMetrics | None = None
@@ -195,8 +198,8 @@ class DecoderService:
     def submit(self, request: GenerationRequest, emit: Callable[[Piece], None]) -> ActiveRequest:
         """Accept a request, or raise at once; emit is called from the engine's thread and must not block.
 
-        Raises Unavailable beyond the bounds on running and waiting requests, InvalidInput for a prompt that
-        doesn't fit the context or the engine.
+        Raises Unavailable beyond the bounds on running and waiting requests and once the engine is closed,
+        InvalidInput for a prompt that doesn't fit the context or the engine.
         """
         sampling = self._sampling(request)
         guard = RepetitionGuard(self._settings) if self._settings.repetition_guard else None
@@ -279,7 +282,7 @@ class DecoderService:
 def open_service(
     manifest: Manifest, settings: Settings, metrics: DecoderMetrics | None = None
 ) -> DecoderService:
-    """The decoder stage, ready for requests. Raises EngineError."""
+    """The decoder stage, ready for requests. Raises EngineError for an engine or a tokenizer that can't serve here."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(manifest.tokenizer))

@@ -54,7 +54,7 @@ def reduce(kind: str, data: bytes) -> Reduced:
 
 
 def damaged(kind: str) -> InvalidInput:
-    """The sentence about a file that breaks its own format."""
+    """The error for a file that breaks its own format; the caller raises it."""
     return InvalidInput(f"The image is a damaged or incomplete {kind} file.")
 
 

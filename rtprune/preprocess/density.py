@@ -20,7 +20,7 @@ def text_density(
     edge_threshold: float | None = None,
     padding: Padding | None = None,
 ) -> float:
-    """Share of edge pixels of the global view.
+    """Share of edge pixels of the global view, 0 to 1: rho of RTPrune, with the authors' Sobel filter and patches.
 
     A pixel is an edge where the magnitude of the 3 x 3 Sobel gradient (unnormalised kernels) of the luma in
     [-1, 1] exceeds `edge_threshold`. Each of the `grid`'s patches is convolved on its own.

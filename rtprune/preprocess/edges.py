@@ -52,7 +52,7 @@ def _opencv() -> Any:
 
 
 class ColourBands:
-    """Rows of patches in float32."""
+    """Rows of patches in float32. `shape`: of the view, (H, W, 3); `grid`: rows and columns of its patches."""
 
     def __init__(
         self, shape: tuple[int, ...], grid: tuple[int, int], edge_threshold: float, padding: Padding
@@ -92,6 +92,7 @@ class GreyBands:
 
     Inside a patch the gradients need no padding, so they are taken over the whole band; the patches' border
     pixels are counted at the end, for all rows together: lying lines with their ends, standing ones without.
+    Arguments as `ColourBands`; patches of at least 4 x 4 px and a threshold below `LARGEST_THRESHOLD`.
     """
 
     LARGEST_THRESHOLD = 1.4  # squares are compared in int16, which saturate at 181^2

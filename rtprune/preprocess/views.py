@@ -86,14 +86,14 @@ def make_views(image: Image.Image, mode: str, settings: Settings) -> Views:
 
 
 def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height of a page that keeps its aspect in a square of `side` px (`ImageOps.contain`)."""
+    """Width and height, px, of a page that keeps its aspect in a square of `side` px (`ImageOps.contain`)."""
     if width >= height:
         return side, max(1, round(height / width * side))
     return max(1, round(width / height * side)), side
 
 
 def choose_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
-    """Columns and rows of tiles: the grid of 2 to `max_tiles` whose aspect is closest to the page's.
+    """Columns and rows of 2 to `max_tiles` tiles whose aspect is closest to that of a page of width x height px.
 
     Grids are tried from few tiles to many; on a tie the larger one wins if the page has more than half of its
     pixels (DeepSeek-OCR, `find_closest_aspect_ratio`).

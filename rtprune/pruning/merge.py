@@ -21,7 +21,8 @@ def merge(left: Any, rows: Any, V_Q: Any, plan: Any, *, alpha: float, scale: flo
         scale: in units of which `V_Q` is given.
 
     Returns:
-        (kept, D), in the dtype of `left`; computed in float32 (float64 where `left` is) and cast once.
+        (kept, D), in the dtype of `left`: the product in float32, the sum in float32 (float64 where `left` is, or
+        with a `scale` other than 1), cast once.
     """
     xp = array_namespace(left)
     shares = xp.zeros((left.shape[0], V_Q.shape[0]), dtype=xp.float32, device=device(left))

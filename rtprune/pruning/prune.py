@@ -45,7 +45,10 @@ class PruneResult:
 
     @property
     def merge_mass(self) -> Any:
-        """The plan's row sums, float64 (M,): how many tokens' worth each kept token took over, at most 1."""
+        """The plan's row sums, float64 (M,): how many tokens' worth each kept token took over, at most 1.
+
+        Zeros where nothing was merged; of torch then in its default dtype.
+        """
         if self.plan is None:
             return self.kept_content * 0.0
         return self.plan.sum(1)

@@ -58,7 +58,7 @@ def compare(tokens: Any, layout: TokenLayout, scale: float = 1.0) -> Content:
     Args:
         tokens: X, floating point (L, D), NumPy or torch.
         layout: of X.
-        scale: what the content tokens are divided by.
+        scale: what the content tokens are divided by, before they become float32.
 
     Raises:
         InvalidInput: `tokens` is of another kind, dtype or shape.
@@ -82,9 +82,10 @@ def compare(tokens: Any, layout: TokenLayout, scale: float = 1.0) -> Content:
 
 
 def read_similarities(pages: Sequence[Content]) -> list[tuple[Content, float]]:
-    """Each page and its phi2, the mean of cos(v_i, v_j)^2 over i != j, in one read from the device.
+    """Each page and its phi2, the mean of cos(v_i, v_j)^2 over i != j, 0 to 1, in one read from the device.
 
-    A page whose tokens' squares leave float32 is compared again, scaled; all others come back as they are.
+    This is the authors' code; the paper writes a normalised mean cosine. One or more pages; phi2 of a page of one
+    token is 0. A page whose tokens' squares leave float32 is compared again, scaled; all others come back as they are.
 
     Raises:
         InvalidInput: a token that is not finite, or pages on different devices.
@@ -113,9 +114,9 @@ def _similarity(page: Content, squares: float, largest_norm: float, fixed: float
 
 
 def retention_ratio(similarity: float, text_density: float, config: PruneConfig) -> float:
-    """Share of content tokens to keep: 1 - phi2 * (1 - rho), or the fixed one; 1 where nothing is pruned.
+    """Share of content tokens to keep, 0 to 1: 1 - phi2 * (1 - rho), or the fixed one; 1 where nothing is pruned.
 
-    phi2 comes from float32, which has 7 decimals.
+    RTPrune's dynamic retention, rounded to the 7 decimals that float32 holds of phi2; a fixed one counts to 6.
     """
     if config.strategy == "none":
         return 1.0
@@ -125,7 +126,7 @@ def retention_ratio(similarity: float, text_density: float, config: PruneConfig)
 
 
 def kept_count(count: int, retention: float) -> int:
-    """int(N * retention), from 1 to N; of the retention 6 decimals count, so that 0.7 sent as FP32 keeps 70 of 100."""
+    """int(N * retention) tokens, clamped to 1..N; 6 decimals count, so that 0.7 sent as FP32 keeps 70 of 100."""
     return min(count, max(1, int(count * round(retention, 6))))
 
 

@@ -103,14 +103,14 @@ def draw_pruning(
 
 
 def token_grids(layout: TokenLayout, values: NDArray[Any]) -> list[NDArray[Any]]:
-    """One value a content token, (N,), as it lies on the page: the tiles' grid, if any, and the global view's."""
+    """Values of content tokens, (N,) of any type, as they lie on the page: (rows, cols) of tiles, if any, and view."""
     rows, cols = layout.local_grid
     local, whole = values[: rows * cols], values[rows * cols :]
     return [*([local.reshape(rows, cols)] if rows else []), whole.reshape(layout.global_grid)]
 
 
 def dim(view: Pixels, kept: NDArray[np.bool_]) -> Pixels:
-    """The view with the blocks that are not in `kept`, bool (rows, cols), faded and crossed out."""
+    """The view, uint8 (H, W, 3), with the blocks that are not in `kept`, bool (rows, cols), faded and crossed out."""
     shown = _spread(kept, view.shape)
     faded = PAPER - (PAPER - view.astype(np.float64)) * _PRUNED_INK
     tint = np.array((236, 226, 226)) / PAPER
@@ -121,9 +121,9 @@ def dim(view: Pixels, kept: NDArray[np.bool_]) -> Pixels:
 def heat(
     view: Pixels, values: Values, scale: tuple[float, float], shown: NDArray[np.bool_] | None = None
 ) -> Pixels:
-    """The view under a heat map of `values`, (rows, cols), from `scale`'s first to its second number.
+    """The view, uint8 (H, W, 3), under a heat map of `values`, (rows, cols), from `scale`'s first to its second number.
 
-    Blocks that are not in `shown` are drawn as `dim` draws them.
+    Blocks that are not in `shown`, bool (rows, cols), are drawn as `dim` draws them.
     """
     low, high = scale
     share = (np.asarray(values, np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
@@ -137,20 +137,20 @@ def heat(
 
 
 def heat_colours(shares: Values) -> NDArray[np.float64]:
-    """Colours (..., 3), 0 to 255, of numbers from 0 to 1; what lies outside gets the nearest end."""
+    """RGB, float64 (..., 3), 0 to 255, of numbers (...) from 0 to 1; what lies outside gets the nearest end."""
     at = np.clip(np.nan_to_num(shares), 0, 1) * (len(HEAT) - 1)
     return np.stack([np.interp(at, np.arange(len(HEAT)), HEAT[:, channel]) for channel in range(3)], axis=-1)
 
 
 def join_tiles(tiles: Pixels, tile_grid: tuple[int, int]) -> Pixels:
-    """Tiles (n, 640, 640, 3), row by row, as the one picture that they were cut from; grid is columns, rows."""
+    """Tiles, uint8 (n, 640, 640, 3), row by row, as the picture that they were cut from; grid is columns, rows."""
     cols, rows = tile_grid
     grid = tiles.reshape(rows, cols, TILE_SIDE, TILE_SIDE, 3).transpose(0, 2, 1, 3, 4)
     return grid.reshape(rows * TILE_SIDE, cols * TILE_SIDE, 3)
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
-    """A NumPy array of a NumPy array or a torch tensor on any device, of any floating-point type."""
+    """A NumPy array of the same shape: of a torch tensor on any device, float32 where it is floating point."""
     if isinstance(values, np.ndarray):
         return values
     values = values.detach().cpu()

@@ -23,7 +23,13 @@ PageViews = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]
 
 
 class VisionEncoder:
-    """The engines of all input sides and what their tokens are laid out with."""
+    """The engines of all input sides and what their tokens are laid out with.
+
+    Args:
+        engines: by input side in px.
+        newline, separator: float32 (hidden,).
+        max_batch: images of one side in one run.
+    """
 
     def __init__(
         self, engines: Mapping[int, VisionEngine], *, newline: Tokens, separator: Tokens, max_batch: int
@@ -48,12 +54,16 @@ class VisionEncoder:
         return cls(engines, newline=newline, separator=separator, max_batch=settings.vision_max_batch)
 
     def warm_up(self) -> None:
-        """Run every engine once, so that the first page pays for no allocation."""
+        """Run every engine once, so that the first page pays for no allocation. Raises EngineError if one fails."""
         for side, engine in self._engines.items():
             engine.encode(np.zeros((1, side, side, 3), np.uint8))
 
     def encode_pages(self, pages: Sequence[PageViews]) -> list[Tokens | OcrError]:
-        """Return each page's visual tokens, float32 (L, hidden), or the error that this page alone gets."""
+        """Return each page's visual tokens, float32 (L, hidden), or the error that it gets instead.
+
+        InvalidInput: no engine for a side, or a grid that isn't its tiles'. EngineError: tokens that are not finite, or
+        an engine that failed, which all pages of that run get.
+        """
         results: list[Tokens | OcrError | None] = [self._refuse(page) for page in pages]
         encoded: dict[tuple[int, int], Tokens] = {}  # (page, -1 for its global view or the tile's number)
         for side in self._engines:

@@ -56,7 +56,10 @@ class Launcher:
             log.warning("Restart %d of %d.", deaths, self.settings.restarts)
 
     def run(self, arguments: Sequence[str]) -> int:
-        """Start the server, run one command against it, stop it; returns the command's status."""
+        """Start the server, run one command against it, stop it.
+
+        Returns the command's status, negative where a signal ended it, or 1 where the server didn't come up.
+        """
         self._handle_signals()
         server = ServerProcess(self.settings)
         try:

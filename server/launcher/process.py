@@ -57,16 +57,16 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver itself."""
+        """Process id of tritonserver itself. Raises Unavailable before it was started."""
         return self._running().pid
 
     @property
     def stubs(self) -> list[int]:
-        """Process ids of the models' Python processes."""
+        """Process ids of the models' Python processes, ascending; none before the server was ready."""
         return sorted(stub.pid for stub in self._stubs)
 
     def start(self) -> None:
-        """Start the server; return at once."""
+        """Start the server and don't wait for it. Raises Unavailable where none is installed."""
         installation = find_installation(self._runtime)
         env = environment(installation, self.settings)
         self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, no shell
@@ -100,7 +100,7 @@ class ServerProcess:
         self._stubs = {stub: _model(stub) for stub in self._children() if stub.name().startswith(STUB)}
 
     def http_ready(self) -> bool:
-        """Whether Triton's own readiness probe answers 200."""
+        """Whether Triton's own readiness probe answers 200; connecting and the answer may take 2 seconds each."""
         connection = http.client.HTTPConnection(self.probe_host, self.settings.http_port, timeout=2)
         try:
             connection.request("GET", "/v2/health/ready")
@@ -116,7 +116,10 @@ class ServerProcess:
         return "127.0.0.1" if self.settings.host in ("0.0.0.0", "::", "") else self.settings.host  # noqa: S104
 
     def failure(self) -> str:
-        """What is wrong with the running server, in one sentence; empty where nothing is."""
+        """What is wrong with the running server, in one sentence; empty where nothing is.
+
+        Raises Unavailable before it was started.
+        """
         code = self._running().poll()
         if code is not None:
             return f"tritonserver ended with status {code}."
@@ -133,7 +136,10 @@ class ServerProcess:
         return ""
 
     def stop(self, drain_seconds: float | None = None) -> int:
-        """End the server: SIGTERM, then SIGKILL after the drain limit. Returns its exit status."""
+        """End the server: SIGTERM, then SIGKILL after the drain limit. Returns its exit status, 0 where none ran.
+
+        drain_seconds: None is the setting's, which Triton has too, and 2 more.
+        """
         process = self._process
         if process is None:
             self._clean()

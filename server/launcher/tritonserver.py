@@ -102,7 +102,10 @@ def visible_gpus(devices: Path = DEVICES) -> int:
 
 
 def environment(installation: Installation, settings: ServerSettings) -> dict[str, str]:
-    """The environment of the server and of the models' Python processes."""
+    """The environment of the server and of the models' Python processes.
+
+    Raises Unavailable where the wheel's server lacks this Python's shared library.
+    """
     env = dict(os.environ)
     if installation.libraries is not None:
         folders = [str(installation.libraries)]
@@ -125,7 +128,10 @@ def environment(installation: Installation, settings: ServerSettings) -> dict[st
 
 
 def options(binary: Path, env: dict[str, str]) -> frozenset[str]:
-    """The options that a tritonserver knows: releases differ, and one that is unknown ends it."""
+    """The options that a tritonserver knows: releases differ, and one that is unknown ends it.
+
+    It is asked, and gets 60 seconds (subprocess.TimeoutExpired).
+    """
     told = subprocess.run(  # noqa: S603 - the server's own binary, no shell
         [str(binary), "--help"], env=env, capture_output=True, text=True, check=False, timeout=60
     )

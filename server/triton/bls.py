@@ -31,10 +31,10 @@ _KINDS: dict[str, type[OcrError]] = {
 
 
 def call(model: str, inputs: Mapping[Tensor, Any], request_id: str) -> Any:
-    """One request to a model with one answer, of all its outputs.
+    """One request to a model with one answer, Triton's, of all its outputs. `inputs`: as `tensors.array` takes them.
 
     Raises:
-        OcrError: of the class that fits the answer's status.
+        InvalidInput, Unavailable, EngineError: whichever fits the answer's status.
     """
     answered = _request(model, inputs, request_id, MODELS[model].outputs).exec()
     _check(answered)
@@ -46,8 +46,10 @@ def stream(
 ) -> Iterator[Any]:
     """One request to a decoupled model; its answers as they come, of all its outputs unless some are named.
 
+    Answers without outputs are left out.
+
     Raises:
-        OcrError: of the class that fits the answer's status.
+        InvalidInput, Unavailable, EngineError: whichever fits an answer's status.
     """
     answers = _request(model, inputs, request_id, outputs or MODELS[model].outputs).exec(decoupled=True)
     ended = False

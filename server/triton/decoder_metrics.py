@@ -73,9 +73,9 @@ class DecoderMetrics:
 
         Args:
             request_id: the caller's.
-            counts: COUNTS, visual tokens before and after pruning.
+            counts: COUNTS, int32 (2,), visual tokens before and after pruning.
             piece: the last one.
-            timings: TIMINGS, seconds.
+            timings: TIMINGS, float32 (7,), seconds.
         """
         seconds = dict(zip(TIMINGS, timings.tolist(), strict=True))
         self._counters.stage_seconds("decoder", piece.total_s - piece.queue_s)

@@ -22,7 +22,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def error_response(status: str, sentence: str) -> Any:
-    """An answer that is an error: a status and one sentence.
+    """An answer that is an error: a status, one of the contract's STATUSES, and one sentence.
 
     The status also stands before the sentence ("UNAVAILABLE: ..."): Triton sends errors on gRPC streams without
     one, and every error that a model gets from another model as INTERNAL.
@@ -63,7 +63,7 @@ def answer(request: Any, stage: str, compute: Callable[[Any], Mapping[Tensor, An
 
 
 def check_deadline(times: Array, stage: str) -> None:
-    """Refuse a request whose time ran out before this stage could start.
+    """Refuse a request whose time ran out before this stage could start. `times`: TIMES, float64 (n,).
 
     Raises:
         Unavailable: the deadline in TIMES has passed.
@@ -77,7 +77,10 @@ def check_deadline(times: Array, stage: str) -> None:
 
 
 def log(event: str, stage: str, request_id: str, level: str = "info", **facts: Any) -> None:
-    """One line of JSON on standard error, which is the server's log; never with image bytes or page text."""
+    """One line of JSON on standard error, which is the server's log; never with image bytes or page text.
+
+    `level`: one of LEVELS; below the setting `log_level` nothing is written.
+    """
     if LEVELS.index(level) < LEVELS.index(settings().log_level):
         return
     time_of_day = datetime.now(UTC).isoformat(timespec="milliseconds")

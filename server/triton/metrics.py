@@ -33,7 +33,7 @@ class Counters:
         return self._metrics[key]
 
     def add(self, name: str, help_text: str, value: float = 1.0, **labels: str) -> None:
-        """Increase a counter."""
+        """Increase a counter by `value`, 0 or more; 0 makes it appear."""
         with self._lock:
             self._metric(name, help_text, pb_utils.MetricFamily.COUNTER, labels).increment(value)
 
@@ -48,11 +48,11 @@ class Counters:
         self.add("ocr_stage_requests_total", "Requests computed, by stage.", stage=stage)
 
     def error(self, stage: str, status: str, count: float = 1.0) -> None:
-        """Count a request that was answered with an error, once, where the error arose."""
+        """Count a request that was answered with an error, once, where the error arose; `count` 0 makes the series."""
         self.add("ocr_errors_total", "Errors by stage and status.", count, stage=stage, status=status)
 
     def observe(self, name: str, help_text: str, bounds: Sequence[float], value: float | None) -> None:
-        """Count a value in a histogram's buckets, sum and count; None only makes the series, at zero.
+        """Count a value in a histogram's buckets, up to each of `bounds`, sum and count; None only makes them, at zero.
 
         Triton 2.51's Python backend has no histograms, so its series are counters with a histogram's names:
         quantiles over several servers can be taken of buckets, and not of Triton's own summaries.

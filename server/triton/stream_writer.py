@@ -22,7 +22,10 @@ from server.triton.tensors import Array, response
 
 @dataclass(slots=True)
 class OpenRequest:
-    """One request under way: where its answers go, and what is known of it besides its text."""
+    """One request under way: where its answers go, and what is known of it besides its text.
+
+    times: float64, the others int32. text: pieces that were not sent yet. submitted, sent: `time.monotonic()` seconds.
+    """
 
     request_id: str
     sender: Any
@@ -59,7 +62,7 @@ class StreamWriter:
         self._queue.put((request, piece))
 
     def close(self) -> None:
-        """Send what is left and stop."""
+        """Handle what was put before and stop; text that is held back for a request that hasn't ended is dropped."""
         self._queue.put(None)
         self._thread.join()
 

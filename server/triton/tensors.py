@@ -24,13 +24,13 @@ DTYPES: dict[str, Any] = {
 
 
 def optional(request: Any, tensor: Tensor) -> Array | None:
-    """One input as an array, None where the request leaves it out."""
+    """One input as an array of the contract's type (BYTES: objects), None where the request leaves it out."""
     found = pb_utils.get_input_tensor_by_name(request, tensor.name)
     return None if found is None else found.as_numpy()
 
 
 def required(request: Any, tensor: Tensor) -> Array:
-    """One input as an array.
+    """One input as an array, as `optional` gives it.
 
     Raises:
         InvalidInput: the request has none.
@@ -57,13 +57,13 @@ def string(request: Any, tensor: Tensor) -> str | None:
 
 
 def number(request: Any, tensor: Tensor) -> Any:
-    """An input of one number, None where the request leaves it out."""
+    """An input of one element as Python's int, float or bool, None where the request leaves it out."""
     value = optional(request, tensor)
     return None if value is None else value.reshape(-1)[0].item()
 
 
 def array(tensor: Tensor, value: ArrayLike | str | bytes) -> Array:
-    """A value in a tensor's type; text becomes BYTES [1] in UTF-8."""
+    """A value as a contiguous array of a tensor's type; text becomes BYTES [1] in UTF-8."""
     if isinstance(value, str):
         value = value.encode()
     if isinstance(value, bytes):

@@ -17,6 +17,7 @@ class TritonPythonModel:
     """The decoder stage: owns admission, KV memory and the running batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Open the engine and let it generate once. Raises EngineError: Triton doesn't load the model then."""
         self.metrics = DecoderMetrics()
         self.service = open_service(Manifest.load(settings().engines), settings(), self.metrics)
         self.service.warm_up()
@@ -37,6 +38,10 @@ class TritonPythonModel:
                 finish(sender, failure(error, "decoder", request.request_id()))
 
     def submit(self, request: Any, sender: Any) -> None:
+        """Have a page decoded; its pieces go to `sender` from the writer's thread.
+
+        Raises InvalidInput for an input that is missing, and as `DecoderService.submit`.
+        """
         times = required(request, contract.TIMES)
         max_tokens, ngram, window = (int(n) for n in required(request, contract.SAMPLING))
         stream, stream_id = optional(request, contract.STREAM), string(request, contract.STREAM_ID)
@@ -65,10 +70,12 @@ class TritonPythonModel:
             self.streams[stream_id] = accepted
 
     def forget(self, stream_id: str | None) -> None:
+        """Drop the name of a page that ended."""
         if stream_id is not None:
             self.streams.pop(stream_id, None)
 
     def cancel(self, stream_id: str, sender: Any) -> None:
+        """Cancel the page of this name and answer "cancelled", or an empty reason where there is none."""
         accepted = self.streams.get(stream_id)
         if accepted is not None:
             accepted.cancel()

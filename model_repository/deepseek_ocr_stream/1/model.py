@@ -48,6 +48,7 @@ class TritonPythonModel:
             self.threads.submit(self.serve, request, sender, stream_id, time.monotonic())
 
     def serve(self, request: Any, sender: Any, stream_id: str, arrival: float) -> None:
+        """Answer one request, on a thread of its own; `arrival` in `time.monotonic()` seconds."""
         last = {}
         try:
             self.read(request, sender, stream_id, arrival)
@@ -57,6 +58,7 @@ class TritonPythonModel:
         sender.send(**last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def read(self, request: Any, sender: Any, stream_id: str, arrival: float) -> None:
+        """Encode the page and pass the decoder's answers on until the client goes. Raises OcrError as `bls`."""
         given = {tensor: tensors.optional(request, tensor) for tensor in contract.INPUTS}
         inputs: dict[contract.Tensor, Any] = {key: value for key, value in given.items() if value is not None}
         inputs[contract.ARRIVAL] = [arrival]

@@ -25,6 +25,7 @@ class TritonPythonModel:
             self.threads.submit(self.respond, request, request.get_response_sender())
 
     def respond(self, request: Any, sender: Any) -> None:
+        """Answer one request, on a thread of its own."""
         answered = answer(request, "generate", self.compute)
         # Held while it is sent: Triton drops outputs that nobody asked for without Python's lock (see bls).
         held = answered.output_tensors()
@@ -32,6 +33,10 @@ class TritonPythonModel:
         del held
 
     def compute(self, request: Any) -> dict[contract.Tensor, Any]:
+        """The page's outputs, by the contract.
+
+        Raises InvalidInput for an input that is missing, EngineError for a page without an answer, OcrError as `bls`.
+        """
         inputs: dict[contract.Tensor, Any] = {
             tensor: required(request, tensor) for tensor in contract.DECODER_PROMPT
         }

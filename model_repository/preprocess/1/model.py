@@ -18,6 +18,7 @@ class TritonPythonModel:
     """Stage 1 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read the manifest. Raises EngineError: Triton doesn't load the model then."""
         self.settings = settings()
         self.manifest = Manifest.load(self.settings.engines)
         self.sides = frozenset(entry.side for entry in self.manifest.vision)
@@ -30,6 +31,10 @@ class TritonPythonModel:
         return [answer(request, "preprocess", self.compute) for request in requests]
 
     def compute(self, request: Any) -> dict[contract.Tensor, Any]:
+        """The model's outputs, by the contract.
+
+        Raises InvalidInput for what the image, the prompt or an option may not be, Unavailable without the memory.
+        """
         started = time.monotonic()
         arrival = tensors.number(request, contract.ARRIVAL) or started
         pair = tensors.optional(request, contract.NO_REPEAT_NGRAM)

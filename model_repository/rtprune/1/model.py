@@ -16,6 +16,7 @@ class TritonPythonModel:
     """Stage 3 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read the manifest and the tokenizer. Raises EngineError: Triton doesn't load the model then."""
         self.prompts = PromptWriter.open(Manifest.load(settings().engines), settings())
         self.metrics = Counters()
 
@@ -23,6 +24,11 @@ class TritonPythonModel:
         return [answer(request, "rtprune", self.compute) for request in requests]
 
     def compute(self, request: Any) -> dict[contract.Tensor, Any]:
+        """The model's outputs, by the contract.
+
+        Raises Unavailable once the deadline has passed, InvalidInput for tokens that aren't finite or a prompt that
+        leaves no room for output.
+        """
         started = time.monotonic()
         times = required(request, contract.TIMES)[0]
         check_deadline(times, "rtprune")

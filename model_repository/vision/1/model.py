@@ -16,11 +16,13 @@ class TritonPythonModel:
     """Stage 2 of `encode`."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Open the engines and run each once. Raises EngineError: Triton doesn't load the model then."""
         self.metrics = Counters()
         self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
         self.encoder.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests, in order; a page that can't be encoded gets its error."""
         started = time.monotonic()
         answers: list[Any] = [None] * len(requests)
         pages, waiting = [], []

@@ -94,7 +94,11 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the engine was built for. `kv_tokens`: positions of its KV memory, all requests together."""
+    """What the engine was built for. `hidden_size`: channels of a visual token. `max_running`: requests at once.
+
+    `context_length`: positions of prompt and output together. `kv_tokens`: positions of its KV memory, all requests
+    together.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -105,7 +109,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A moment's gauges. KV numbers are positions (tokens), reserved ones counted as used."""
+    """A moment's gauges. KV numbers are positions (tokens), reserved ones counted as used; the others are requests."""
 
     running: int
     waiting: int
@@ -158,7 +162,11 @@ def check_request(
     positions: NDArray[np.integer[Any]] | None,
     sampling: Sampling,
 ) -> None:
-    """Raise InvalidInput, with one sentence, for a request that no engine built like `info` can run."""
+    """Raise InvalidInput, with one sentence, for a request that no engine built like `info` can run.
+
+    visual: (tokens, hidden), all finite. positions: None or integers (n,), at least 0 and strictly ascending. The
+    output tokens must fit after the last position, and with the prompt into the KV memory.
+    """
     ids = prompt.ids
     length = len(prompt)
     if ids.ndim != 1 or length == 0:

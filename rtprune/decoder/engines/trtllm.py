@@ -133,7 +133,7 @@ class TrtllmEngine:
         sampling: Sampling,
         on_output: OutputCallback,
     ) -> RequestId:
-        """See `Engine`."""
+        """See `Engine`. Refuses positions, and prompts longer than the build's limits, too (InvalidInput)."""
         if positions is not None:
             raise InvalidInput(
                 "Positions with gaps are for the PyTorch decoder; this one numbers them itself."

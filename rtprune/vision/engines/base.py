@@ -35,7 +35,7 @@ class VisionEngine(Protocol):
 
 
 def check_images(images: NDArray[np.uint8], side: int) -> None:
-    """Raise EngineError for a batch that no engine of this side can take."""
+    """Raise EngineError for a batch that isn't uint8 (B, side, side, 3) with B of 1 or more; `side` in px."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
         raise EngineError(
             f"The {side} px encoder takes uint8 images of shape (B, {side}, {side}, 3), "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def new_session(path: Path, threads: int, *, in_place: bool = False) -> onnxruntime.InferenceSession:
-    """Open a graph. Raises EngineError.
+    """Open a graph on the CPU. Raises EngineError when ONNX Runtime can't.
 
     threads: 0 for one per core that this process may use. in_place: read weights where their file is mapped,
         which all sessions share, instead of keeping a copy in the order that the processor likes best.
@@ -47,7 +47,7 @@ def first_line(error: Exception) -> str:
 
 
 class OnnxRuntimeEngine:
-    """One session for one input side.
+    """One session for one input side, in px.
 
     Images run one after the other: on a CPU a larger batch isn't faster, and the scores of its global
     attention take as many times the memory.

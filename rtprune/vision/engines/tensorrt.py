@@ -33,7 +33,7 @@ class Cuda:
 
     @property
     def handle(self) -> int:
-        """The stream, as TensorRT takes it."""
+        """The stream's address, as TensorRT takes it."""
         return int(self.stream.cuda_stream)
 
     def compute_capability(self) -> str:
@@ -41,11 +41,11 @@ class Cuda:
         return "{}.{}".format(*self.torch.cuda.get_device_capability())
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """GPU memory."""
+        """GPU memory of a shape and torch dtype, not cleared."""
         return self.torch.empty(shape, dtype=dtype, device="cuda")
 
     def host_buffer(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Pinned host memory, from and to which copies run beside the work."""
+        """Pinned host memory of a shape and torch dtype, from and to which copies run beside the work; not cleared."""
         return self.torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def on_stream(self) -> AbstractContextManager[Any]:
@@ -84,6 +84,8 @@ class TensorRTEngine:
     Every batch size that is captured as a CUDA graph has an execution context of its own, because a graph is void
     once its context changes; the others share one. All contexts run one after the other on one stream, so they
     share one scratch memory.
+
+    plan: the serialized engine. side: px of an input. Raises EngineError for a plan that TensorRT can't load.
     """
 
     def __init__(self, plan: bytes, side: int, cuda: Cuda) -> None:
@@ -108,7 +110,7 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, manifest: Manifest, entry: VisionEntry, settings: Settings) -> TensorRTEngine:
-        """Open the entry's plan. Raises EngineError when it was built for another GPU or TensorRT."""
+        """Open the entry's plan. Raises EngineError when it can't be read or was built for another GPU or TensorRT."""
         del settings  # batch sizes are the plan's
         return cls.load(manifest.path(entry.file), entry.side, entry.built_for)
 
@@ -141,7 +143,10 @@ class TensorRTEngine:
         return self._side
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode uint8 (B, side, side, 3) to float32 (B, (side / 64)^2, hidden). Raises EngineError."""
+        """Encode uint8 (B, side, side, 3) to float32 (B, (side / 64)^2, hidden). Raises EngineError.
+
+        More images than the plan takes at once go in several runs.
+        """
         check_images(images, self._side)
         result = np.empty((len(images), *self._memory.host_output.shape[1:]), np.float32)
         try:

@@ -37,7 +37,7 @@ def allocate_kv(
 
 
 class SpanAttention:
-    """Each request over exactly its own positions, read in place.
+    """Each request over exactly its own positions, read in place. `kv`: the memory that `allocate_kv` gave.
 
     One call a request costs less on a CPU than padding all to the longest, and makes a request's result
     independent of the others by construction.
@@ -65,7 +65,10 @@ class SpanAttention:
 
 
 class GatherAttention:
-    """One row a request, all in one call over keys gathered to the longest: few kernels, for a GPU."""
+    """One row a request, all in one call over keys gathered to the longest: few kernels, for a GPU.
+
+    kv: the memory that `allocate_kv` gave. spans: of one row each.
+    """
 
     def __init__(self, kv: torch.Tensor, spans: list[Span]) -> None:
         self._kv = kv
@@ -123,7 +126,8 @@ def rotary_table(
 def interleave_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder a query or key projection so that rotate-half pairs (i, i + head_dim / 2) lie side by side.
 
-    Queries and keys are reordered alike, so their products stay the same.
+    weight: (heads * head_dim, inputs), and so is what comes back. Queries and keys are reordered alike, so their
+    products stay the same.
     """
     halves = torch.unflatten(weight, 0, (heads, 2, -1))
     return halves.transpose(1, 2).flatten(0, 2)

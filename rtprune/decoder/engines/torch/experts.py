@@ -23,14 +23,17 @@ def row_multiple(dtype: torch.dtype) -> int:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x @ weight` for any number of rows, with results that don't depend on that number."""
+    """`x @ weight`, (rows, inputs) by (inputs, outputs) of one type; results don't depend on the number of rows."""
     rows = x.shape[0]
     pad = -rows % row_multiple(x.dtype)
     return torch.mm(F.pad(x, (0, 0, 0, pad)), weight)[:rows] if pad else torch.mm(x, weight)
 
 
 class Mlp:
-    """SwiGLU: down(silu(gate(x)) * up(x)), its weights used where they lie: views of shape (inputs, outputs)."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), its weights used where they lie: views of shape (inputs, outputs).
+
+    Raises EngineError for weights that are missing or aren't of `hidden` and `inner` channels.
+    """
 
     def __init__(
         self,
@@ -157,7 +160,11 @@ def _combine(
 
 
 class MoeLayer:
-    """Router and experts: softmax in FP32, the k highest scores as they are, not made to sum to 1."""
+    """Router and experts: softmax in FP32, the k highest scores as they are, not made to sum to 1.
+
+    DeepSeek-OCR's layers after the dense ones. dense_bytes: size of the routed experts up to which all are computed.
+    Raises EngineError for weights that are missing or of another shape.
+    """
 
     def __init__(
         self,

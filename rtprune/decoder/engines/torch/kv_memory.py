@@ -8,11 +8,11 @@ ALIGNMENT = 16  # positions; keeps runs on cache lines and the free list short
 
 
 class KvAllocator:
-    """Hands out runs of positions, first fit, out of `total` positions.
+    """Hands out runs of positions, first fit, out of `total` positions, rounded down to a multiple of 16.
 
     A request reserves its prompt and all its output tokens before it starts, so that a running request never
     waits for memory and never has to be thrown out; what it holds is contiguous, so that attention reads
-    keys and values where they lie instead of gathering blocks.
+    keys and values where they lie instead of gathering blocks. Raises ValueError for fewer than 16 positions.
     """
 
     def __init__(self, total: int) -> None:
@@ -24,7 +24,7 @@ class KvAllocator:
         self.used = 0  # positions held by requests; may be read by any thread
 
     def allocate(self, size: int) -> int | None:
-        """Start of a run of `size` positions, or None when no free run is long enough now."""
+        """Start of a run of `size` positions, rounded up to 16, or None when no free run is long enough now."""
         size = -(-size // ALIGNMENT) * ALIGNMENT
         for index, (start, free) in enumerate(self._free):
             if free >= size:

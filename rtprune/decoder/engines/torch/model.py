@@ -51,7 +51,8 @@ class TorchDecoder:
     """The decoder's computation, without any state of a request.
 
     The KV memory is FP32 on a CPU whatever the weights are (its attention is several times slower in BF16),
-    and has the weights' type on a GPU.
+    and has the weights' type on a GPU. dense_bytes: see `MoeLayer`. Raises EngineError for a folder whose config.json
+    and weights don't make a decoder.
     """
 
     def __init__(
@@ -88,7 +89,10 @@ class TorchDecoder:
         return (4 * c.hidden_size + 3 * active) * c.hidden_size * self.dtype.itemsize
 
     def embed(self, ids: NDArray[np.int32], visual: NDArray[np.float32]) -> torch.Tensor:
-        """ids: int32 (n,), `vocab_size + i` for row i of `visual`. Returns (n, hidden)."""
+        """Look up the ids, int32 (n,), `vocab_size + i` for row i of `visual`, float32 (tokens, hidden).
+
+        Returns (n, hidden) in the weights' type.
+        """
         vocabulary = self.config.vocab_size
         text = np.minimum(ids, vocabulary - 1).astype(np.int64)
         embedded = F.embedding(torch.from_numpy(text).to(self.device), self._embedding)
@@ -111,8 +115,8 @@ class TorchDecoder:
         """Run the layers and write keys and values.
 
         embedded: (rows, hidden). positions: int64 (rows,), for the rotary embedding. slots: int64 (rows,),
-        where each row's key and value go in `kv`. Returns (padded rows, hidden): the first `rows` count, and
-        are the same however many rows go together.
+        where each row's key and value go in `kv` (see `allocate_kv`). Returns (padded rows, hidden) in the weights'
+        type: the first `rows` count, and are the same however many rows go together.
         """
         config = self.config
         rows = embedded.shape[0]
@@ -142,6 +146,6 @@ class TorchDecoder:
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (padded rows, hidden) from `forward`. Returns float32 (padded rows, vocabulary)."""
+        """Norm and head of (padded rows, hidden) from `forward`. Returns float32 (padded rows, vocabulary)."""
         normed = F.rms_norm(hidden, (self.config.hidden_size,), self._norm, self.config.rms_norm_eps)
         return torch.mm(normed, self._head).float()

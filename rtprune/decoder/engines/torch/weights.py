@@ -41,7 +41,7 @@ class DecoderConfig:
 
     @classmethod
     def load(cls, path: Path) -> DecoderConfig:
-        """Read config.json. Raises EngineError for what this decoder doesn't compute."""
+        """Read config.json. Raises EngineError where it can't be read or asks for what this decoder doesn't compute."""
         try:
             whole = json.loads(path.read_text(encoding="utf-8"))
             fields: dict[str, Any] = whole.get("language_config") or whole.get("text_config") or whole
@@ -92,7 +92,10 @@ class DecoderConfig:
 
 
 class WeightFiles:
-    """The tensors of all `*.safetensors` files of a folder, by name, mapped and not read until used."""
+    """The tensors of all `*.safetensors` files of a folder, by name, mapped and not read until used.
+
+    Raises EngineError where there is no such file or one can't be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -124,7 +127,8 @@ class WeightFiles:
 def read_ahead(folder: Path) -> None:
     """Read the weight files once from end to end, so that the first page finds them in the system's cache.
 
-    A mapped file read in the order in which a model touches it costs many small reads.
+    A mapped file read in the order in which a model touches it costs many small reads. Raises OSError where one can't
+    be read.
     """
     block = memoryview(bytearray(2**24))
     for path in sorted(folder.glob("*.safetensors")):
