@@ -92,7 +92,7 @@ def convert_decoder(checkpoint: Path, output: Path) -> str:
 
     source = Checkpoint.open(checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    size = convert(source, source.architecture.decoder, output)
+    size = convert(source, source.architecture.decoder, output, after_tensor=source.close)
     return f"{size / 1e6:,.1f} MB of weights"
 
 

@@ -99,7 +99,7 @@ def compare_decoder(manifest: Manifest, expected: Mapping[str, NDArray[Any]]) ->
 
 
 def first_difference(found: NDArray[np.int32], wanted: NDArray[np.int32]) -> int:
-    """The first position at which two runs of tokens differ, or the length of `wanted`."""
+    """The first position at which two runs of tokens differ, or the length of the shorter one."""
     common = min(len(found), len(wanted))
     positions = np.flatnonzero(found[:common] != wanted[:common])
     return int(positions[0]) if len(positions) else common

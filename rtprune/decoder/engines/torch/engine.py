@@ -85,7 +85,7 @@ class TorchEngine:
         prefill_chunk: int,
         threads: int = 0,
     ) -> None:
-        """kv_tokens: positions of KV memory, 16 or more (else ValueError). prefill_chunk: positions read in one step.
+        """kv_tokens: positions of KV memory, 16 or more (else EngineError). prefill_chunk: positions read in one step.
 
         max_running: requests at once. threads: of PyTorch on a CPU, 0 chooses (see Settings).
         """
@@ -371,8 +371,8 @@ def open_torch_engine(
     precision: fp32 or bf16. device: auto, cpu or cuda. kv_mib: MiB of KV memory. prefill_chunk: positions.
 
     Raises:
-        EngineError: another precision, no GPU though one is asked for, or weights that aren't a decoder's.
-        ValueError: `kv_mib` holds fewer than 16 positions.
+        EngineError: another precision, no GPU though one is asked for, weights that aren't a decoder's, or a `kv_mib`
+            that holds fewer than 16 positions.
     """
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if precision not in types:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 
+from rtprune.errors import EngineError
+
 ALIGNMENT = 16  # positions; keeps runs on cache lines and the free list short
 
 
@@ -12,12 +14,14 @@ class KvAllocator:
 
     A request reserves its prompt and all its output tokens before it starts, so that a running request never
     waits for memory and never has to be thrown out; what it holds is contiguous, so that attention reads
-    keys and values where they lie instead of gathering blocks. Raises ValueError for fewer than 16 positions.
+    keys and values where they lie instead of gathering blocks. Raises EngineError for fewer than 16 positions.
     """
 
     def __init__(self, total: int) -> None:
         if total < ALIGNMENT:
-            raise ValueError(f"KV memory must hold at least {ALIGNMENT} positions, got {total}.")
+            raise EngineError(
+                f"KV memory must hold at least {ALIGNMENT} positions, got {total}; raise RTPRUNE_KV_MIB."
+            )
         self.total = total - total % ALIGNMENT
         self._free: list[tuple[int, int]] = [(0, self.total)]  # (start, size), ascending, never adjacent
         self._held: dict[int, int] = {}

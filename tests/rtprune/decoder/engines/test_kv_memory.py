@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtprune.decoder.engines.torch.kv_memory import ALIGNMENT, KvAllocator
+from rtprune.errors import EngineError
 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 400), st.integers(0, 50)), max_size=200)
 
@@ -49,5 +50,5 @@ def test_a_run_can_be_given_back_only_once() -> None:
 
 
 def test_memory_for_less_than_one_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 16 positions"):
+    with pytest.raises(EngineError, match="at least 16 positions"):
         KvAllocator(ALIGNMENT - 1)
