@@ -26,10 +26,12 @@ from deepseek_ocr_client.settings import ClientSettings
 if TYPE_CHECKING:
     from concurrent.futures import Future
     from os import PathLike
-    from typing import Self
+
+    from typing_extensions import Self, Unpack  # noqa: UP035 - typing has them from Python 3.11
 
     from deepseek_ocr_client.images import ImageInput
     from deepseek_ocr_client.pages import Document
+    from deepseek_ocr_client.request import RequestOptions
     from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
 Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
@@ -171,36 +173,16 @@ class AsyncOcrClient:
         return self._transport
 
     async def ocr(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrResult:
         """Read one page; arguments as in `OcrClient.ocr`."""
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return await self.read(await self._encode(image), options, request_id)
+        return await self.read(await self._encode(image), OcrOptions(**options), request_id)
 
     async def stream(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncOcrStream:
         """Read one page and get its text as it's written; arguments as in `OcrClient.stream`. gRPC only."""
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.open_stream(await self._encode(image), options, request_id)
+        return self.open_stream(await self._encode(image), OcrOptions(**options), request_id)
 
     async def ocr_document(
         self,
@@ -262,7 +244,7 @@ class AsyncOcrClient:
         return await self._read(image, options, request_id, Deadline(options, self.settings, patient=patient))
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> AsyncOcrStream:
-        """Stream an encoded image with options that are made already."""
+        """As `stream`, of an encoded image and options that are made already."""
         request_id = request_id or new_request_id()
         return AsyncOcrStream(self.reading(image, options, request_id), request_id, options.prompt)
 

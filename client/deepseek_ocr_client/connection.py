@@ -33,14 +33,6 @@ class Tls:
         if (self.certificate is None) != (self.key is None):
             raise InvalidRequest("A client certificate needs its key, and a key its certificate.")
 
-    @property
-    def paths(self) -> tuple[str | None, str | None, str | None]:
-        """(ca, certificate, key) as strings."""
-        ca, certificate, key = (
-            None if path is None else str(path) for path in (self.ca, self.certificate, self.key)
-        )
-        return ca, certificate, key
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -90,8 +82,8 @@ class Backoff:
     """How long to wait before the next attempt after UNAVAILABLE; gives up by count and by deadline.
 
     Call `delay(error)`, sleep for what it returns, and try again; it raises the error when it's time to stop.
-    With `patient`, a server that answers that it's full
-    is asked again until the deadline, and only a server that doesn't answer is counted.
+    `deadline` is a time of `time.monotonic()`. With `patient`, a server that answers that it's full is asked
+    again until the deadline, and only a server that doesn't answer is counted.
     """
 
     def __init__(self, settings: ClientSettings, deadline: float, *, patient: bool = False) -> None:

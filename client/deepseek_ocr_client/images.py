@@ -23,6 +23,9 @@ ImageInput: TypeAlias = (
 # Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 
+# What Pillow's decoders raise for files that are broken.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = 1
 
@@ -86,7 +89,7 @@ def open_image(data: bytes, settings: ClientSettings, name: str = "The image") -
         _check_pixels(picture.size, name, settings)
         try:
             return flatten(picture.copy())
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
 
 
@@ -100,7 +103,7 @@ def inspect_image(data: bytes, name: str) -> Image.Image:
         raise InvalidRequest(
             f"{name} is no image of a known format.", f"Known are {', '.join(FORMATS)}."
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
 
 

@@ -14,7 +14,7 @@ from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.output import atomic_write
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # noqa: UP035 - typing has it from Python 3.11
 
 NAME = "pages.jsonl"
 LOCK = ".batch.lock"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from deepseek_ocr_client import contract
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
@@ -25,13 +25,25 @@ class Answer(Protocol):
         """The output tensor `name`, or None."""
 
 
+class RequestOptions(TypedDict, total=False):
+    """The fields of `OcrOptions` as the keywords of `ocr` and `stream`."""
+
+    mode: str | None
+    prompt: str | None
+    retention: float | None
+    max_tokens: int | None
+    no_repeat_ngram: tuple[int, int] | None
+    time_limit: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class OcrOptions:
     """What a request may say beyond its image; None leaves the choice to the server.
 
-    A field is an input of the contract, its name in lower case.
+    A field is an input of the contract, its name in lower case. Impossible values raise `InvalidRequest`.
 
-    `retention`: 1 is pruning off, 0 < r < 1 a fixed share of the visual tokens, None the dynamic rule.
+    `mode`: tiny, small, base, large or gundam. `prompt`: a text with one `<image>` in it. `retention`: 1 is
+    pruning off, 0 < r < 1 a fixed share of the visual tokens. `max_tokens`: output tokens at most.
     `no_repeat_ngram`: (n, window) in tokens, n = 0 is off. `time_limit`: seconds, queueing included.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from deepseek_ocr_client.connection import Endpoint
+from deepseek_ocr_client.connection import Endpoint, Tls
 from deepseek_ocr_client.contract import IMAGE
 from deepseek_ocr_client.errors import (
     ClientError,
@@ -49,13 +49,13 @@ class GrpcTransport:
         self._rpc_error = grpc.RpcError
         self._ready = grpc.ChannelConnectivity.READY
         self._internal = grpc.StatusCode.INTERNAL
-        ca, certificate, key = endpoint.tls.paths if endpoint.tls else (None, None, None)
+        tls = endpoint.tls or Tls()
         self._client = InferenceServerClient(
             endpoint.address,
             ssl=endpoint.tls is not None,
-            root_certificates=ca,
-            certificate_chain=certificate,
-            private_key=key,
+            root_certificates=tls.ca,
+            certificate_chain=tls.certificate,
+            private_key=tls.key,
             # Pings while a request runs, so that a host that went away is noticed.
             keepalive_options=KeepAliveOptions(keepalive_time_ms=int(settings.keepalive_time * 1000)),
         )
@@ -216,8 +216,7 @@ def tls_context(endpoint: Endpoint) -> ssl.SSLContext | None:
     """A context that checks the server's certificate, with the endpoint's files; None without TLS."""
     if endpoint.tls is None:
         return None
-    ca, certificate, key = endpoint.tls.paths
-    context = ssl.create_default_context(cafile=ca)
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
+    context = ssl.create_default_context(cafile=endpoint.tls.ca)
+    if endpoint.tls.certificate is not None:
+        context.load_cert_chain(endpoint.tls.certificate, endpoint.tls.key)
     return context

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from pathlib import Path
 
@@ -76,19 +75,13 @@ def _write(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
         return [output]
     pictures = [draw_result(page.picture, page.result, tokens=tokens) for page in pages]
     if kind == ".pdf":
-        buffer = io.BytesIO()
-        pictures[0].save(buffer, "PDF", save_all=True, append_images=pictures[1:], resolution=144)
         with atomic_write(output) as file:
-            file.write(buffer.getvalue())
+            pictures[0].save(file, "PDF", save_all=True, append_images=pictures[1:], resolution=144)
         return [output]
-    paths = (
-        [output]
-        if len(pages) == 1
-        else [output.with_stem(f"{output.stem}-{number:03d}") for number in range(1, len(pages) + 1)]
-    )
+    paths = [output.with_stem(f"{output.stem}-{number:03d}") for number in range(1, len(pages) + 1)]
+    if len(pages) == 1:
+        paths = [output]
     for path, picture in zip(paths, pictures, strict=True):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
         with atomic_write(path) as file:
-            file.write(buffer.getvalue())
+            picture.save(file, "PNG")
     return paths

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import write
@@ -55,7 +54,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     settings = cli.settings_of(arguments)
     with cli.client_of(arguments, settings) as client:
         status = look(client, arguments.metrics_url, settings)
-    write(json.dumps(_record(status), ensure_ascii=False) + "\n" if arguments.json else _text(status))
+    record = {**asdict(status), "serving": status.serving}
+    write(json.dumps(record, ensure_ascii=False) + "\n" if arguments.json else _text(status))
     return ExitCode.OK if status.serving else ExitCode.UNAVAILABLE
 
 
@@ -102,20 +102,6 @@ def _numbers(status: Status, metrics: Metrics) -> None:
         value = metrics.total(metric)
         if value is not None:
             status.numbers[name] = value
-
-
-def _record(status: Status) -> dict[str, Any]:
-    return {
-        "address": status.address,
-        "version": status.version,
-        "ready": status.ready,
-        "serving": status.serving,
-        "models": status.models,
-        "modes": status.modes,
-        "numbers": status.numbers,
-        "finished": status.finished,
-        "metrics_error": status.metrics_error,
-    }
 
 
 def _text(status: Status) -> str:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from deepseek_ocr_client.result import OcrResult, Region
 from deepseek_ocr_client.show.tokens import View, pruned_mask, views_of
@@ -19,19 +19,19 @@ GAP = 24  # pixels between two views side by side
 # Okabe and Ito's palette, which stays apart for colour-blind readers, without black and yellow.
 PALETTE = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
 FIXED = {
+    "text": 0,
     "title": 1,
     "sub_title": 1,
-    "text": 0,
     "image": 2,
-    "image_caption": 4,
     "table": 3,
+    "image_caption": 4,
     "table_caption": 4,
 }
 
 
 def color_of(label: str) -> tuple[int, int, int]:
     """RGB of a label, the same in every picture."""
-    return PALETTE[FIXED.get(label, zlib.crc32(label.encode()) % len(PALETTE)) % len(PALETTE)]
+    return PALETTE[FIXED.get(label, zlib.crc32(label.encode())) % len(PALETTE)]
 
 
 def css(color: tuple[int, int, int]) -> str:
@@ -91,7 +91,8 @@ def _label(
     size: tuple[int, int],
 ) -> None:
     """The label above its box's left corner, or inside where there's no room above."""
-    words = _drawable(label)
+    # One short line of characters that the built-in font has.
+    words = " ".join(label.split())[:40].encode("ascii", "replace").decode()
     if not words:
         return
     left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
@@ -102,17 +103,10 @@ def _label(
     draw.text((x + 4 - left, y + 4 - top), words, fill="white", font=font)
 
 
-def _drawable(label: str) -> str:
-    """A label in one short line, of characters that the built-in font has."""
-    words = " ".join(label.split())[:40]
-    return "".join(character if character.isascii() else "?" for character in words)
-
-
 def _titled(page: Image.Image, title: str) -> Image.Image:
     font = ImageFont.load_default(size=max(14, page.width // 45))
     height = int(ImageDraw.Draw(page).textbbox((0, 0), title, font=font)[3]) + 16
-    canvas = Image.new("RGB", (page.width, page.height + height), "white")
-    canvas.paste(page, (0, height))
+    canvas = ImageOps.expand(page, (0, height, 0, 0), "white")
     ImageDraw.Draw(canvas).text((8, 8), title, fill=(40, 40, 40), font=font)
     return canvas
 

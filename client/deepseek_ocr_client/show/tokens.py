@@ -44,7 +44,7 @@ def views_of(result: OcrResult) -> list[View]:
             name,
             len(cells),
             sum(is_kept for is_kept, _ in cells),
-            tuple(area for is_kept, area in cells if not is_kept and _has_area(area)),
+            tuple(area for is_kept, area in cells if not is_kept and not area.empty),
         )
         for name, cells in found.items()
     ]
@@ -60,7 +60,3 @@ def pruned_mask(view: View, width: int, height: int, page: tuple[int, int]) -> n
             round(area.left * across) : round(area.right * across),
         ] = True
     return mask
-
-
-def _has_area(area: Rectangle) -> bool:
-    return area.right > area.left and area.bottom > area.top
