@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from PIL import Image
@@ -45,13 +46,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise InvalidRequest(f"{path} can't be written: {error.strerror or error}.") from None
 
 
-def document_name(path: Path) -> str:
-    """A document's name for its output files: the file's stem, without what links and shells trip over."""
-    return safe_name(path.stem)
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines; `InvalidRequest` where it can't be written."""
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def safe_name(name: str) -> str:
-    """A file name that's safe on every system and inside a Markdown link; long ones are cut."""
+    """A file name that's safe on every system and inside a Markdown link, of 150 bytes at most."""
     cleaned = _UNSAFE.sub("_", name).strip(". ") or "document"
     return cleaned.encode()[:150].decode(errors="ignore")
 

@@ -43,7 +43,7 @@ class OcrOptions:
     A field is an input of the contract, its name in lower case. Impossible values raise `InvalidRequest`.
 
     `mode`: tiny, small, base, large or gundam. `prompt`: a text with one `<image>` in it. `retention`: 1 is
-    pruning off, 0 < r < 1 a fixed share of the visual tokens. `max_tokens`: output tokens at most.
+    pruning off, 0 < r < 1 a fixed share of the content tokens. `max_tokens`: output tokens at most.
     `no_repeat_ngram`: (n, window) in tokens, n = 0 is off. `time_limit`: seconds, queueing included.
     """
 

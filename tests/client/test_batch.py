@@ -239,7 +239,7 @@ def test_a_folder_that_fills_up_stops_the_run(ocr_server: RunningServer, tmp_pat
         """A folder whose document can't be written."""
 
         def finish(self, *arguments: object) -> None:
-            os.mkdir(self._markdown("a"))
+            os.mkdir(out / "a.md")
             super().finish(*arguments)  # type: ignore[arg-type]
 
     settings = ClientSettings()

@@ -21,7 +21,7 @@ from deepseek_ocr_client.settings import ClientSettings
 from tests.client.results import make_page, make_picture, make_result
 
 SETTINGS = ClientSettings()
-OPTIONS = {"mode": "base", "retention": None}
+OPTIONS = {"mode": "base", "retention": None, "no_repeat_ngram": (30, 90)}
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_journal_resumes_without_loss_after_any_cut(tmp_path: Path) -> None:
     with Journal(tmp_path, OPTIONS) as journal:
         for page in (2, 1, 3):
             journal.add("doc", "d1", 3, page, record(page))
-        assert journal.documents["doc"].complete
+        assert journal.done("doc", "d1") == {1, 2, 3}
     whole = (tmp_path / NAME).read_bytes()
     ends = [index + 1 for index, byte in enumerate(whole) if byte == 10]
     for cut in sorted({*range(0, len(whole), 11), *ends, *(end - 1 for end in ends), len(whole)}):
@@ -155,6 +155,8 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_other_options_are_refused_and_overwriting_starts_anew(tmp_path: Path) -> None:
     with Journal(tmp_path, OPTIONS) as journal:
         journal.add("doc", "d", 1, 1, record(1))
+    with Journal(tmp_path, OPTIONS) as journal:
+        assert journal.done("doc", "d") == {1}
     with pytest.raises(InvalidRequest, match="mode 'base' instead of 'tiny'"):
         Journal(tmp_path, {**OPTIONS, "mode": "tiny"})
     with Journal(tmp_path, {**OPTIONS, "mode": "tiny"}, overwrite=True) as journal:

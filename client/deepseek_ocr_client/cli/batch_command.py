@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from deepseek_ocr_client.cli.report import complain, say
 from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources
 from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, OutputLayout
-from deepseek_ocr_client.output import atomic_write
+from deepseek_ocr_client.output import write_lines
 from deepseek_ocr_client.pages import pages_of
 
 HELP = "read folders, patterns, images and PDFs into a folder; run it again to resume"
@@ -43,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DocumentLayout.kind,
         help="one Markdown a document, or predictions for OmniDocBench's evaluation",
     )
-    cli.add_request(parser)
-    cli.add_document(parser)
-    cli.add_connection(parser)
+    cli.add_reading(parser)
 
 
 class Bar:
@@ -120,9 +117,7 @@ def _conclude(report: Report, folder: Path) -> ExitCode:
     """Say how it went, leave the failures in a file, and choose the exit code."""
     errors = folder / ERRORS
     if report.failures:
-        with atomic_write(errors) as file:
-            for failure in report.failures:
-                file.write(json.dumps(failure.to_dict(), ensure_ascii=False).encode() + b"\n")
+        write_lines(errors, (failure.to_dict() for failure in report.failures))
     else:
         errors.unlink(missing_ok=True)
     _list("warning", report.warnings)

@@ -33,8 +33,8 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
 
 
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """What to ask the model."""
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """What to ask the model, how to read PDFs, and where the server is."""
     group = parser.add_argument_group("model")
     group.add_argument("--mode", choices=MODES, help="how closely to look; default: the server's choice")
     group.add_argument(
@@ -55,13 +55,10 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shared-memory", action="store_true", help="hand images over in shared memory (one host, gRPC)"
     )
-
-
-def add_document(parser: argparse.ArgumentParser) -> None:
-    """How to read PDFs."""
     group = parser.add_argument_group("PDF")
     group.add_argument("--dpi", type=float, help="resolution of rendered pages; default 144")
     group.add_argument("--password", help="password of protected files (or DEEPSEEK_OCR_PASSWORD)")
+    add_connection(parser)
 
 
 def settings_of(arguments: argparse.Namespace) -> ClientSettings:

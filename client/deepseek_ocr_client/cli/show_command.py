@@ -11,7 +11,7 @@ from deepseek_ocr_client.cli.report import facts, say, write
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ExitCode, InvalidRequest
 from deepseek_ocr_client.images import open_image
-from deepseek_ocr_client.output import atomic_write, document_name
+from deepseek_ocr_client.output import atomic_write, safe_name
 from deepseek_ocr_client.show.draw import draw_result
 from deepseek_ocr_client.show.html import Shown, render_html
 
@@ -28,14 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="FILE.png, .pdf or .html; default: PAGE-shown.png"
     )
-    cli.add_request(parser)
-    cli.add_document(parser)
-    cli.add_connection(parser)
+    cli.add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Entry point of the command."""
-    output: Path = arguments.output or Path(f"{document_name(arguments.file)}-shown.png")
+    output: Path = arguments.output or Path(f"{safe_name(arguments.file.stem)}-shown.png")
     if output.suffix.lower() not in FORMATS:
         raise InvalidRequest(f"{output} must end in {', '.join(FORMATS)}.")
     settings = cli.settings_of(arguments)
