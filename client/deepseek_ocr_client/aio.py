@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr_client.connection import Backoff, Deadline, Endpoint, Tls
+from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import (
     ClientError,
     InvalidRequest,
@@ -17,21 +20,16 @@ from deepseek_ocr_client.errors import (
     ServerFailed,
     ServerUnavailable,
 )
+from deepseek_ocr_client.images import ImageInput, encode_image
 from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text
-from deepseek_ocr_client.pages import Page, PageResult
-from deepseek_ocr_client.request import OcrOptions, ResultBuilder, new_request_id
+from deepseek_ocr_client.pages import Document, Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, RequestOptions, ResultBuilder, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from os import PathLike
-
     from typing_extensions import Self, Unpack  # noqa: UP035 - typing has them from Python 3.11
 
-    from deepseek_ocr_client.images import ImageInput
-    from deepseek_ocr_client.pages import Document
-    from deepseek_ocr_client.request import RequestOptions
     from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
 Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
@@ -176,13 +174,15 @@ class AsyncOcrClient:
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrResult:
         """Read one page; arguments as in `OcrClient.ocr`."""
-        return await self.read(await self._encode(image), OcrOptions(**options), request_id)
+        encoded = await asyncio.to_thread(encode_image, image, self.settings)
+        return await self.read(encoded, OcrOptions(**options), request_id)
 
     async def stream(
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncOcrStream:
         """Read one page and get its text as it's written; arguments as in `OcrClient.stream`. gRPC only."""
-        return self.open_stream(await self._encode(image), OcrOptions(**options), request_id)
+        encoded = await asyncio.to_thread(encode_image, image, self.settings)
+        return self.open_stream(encoded, OcrOptions(**options), request_id)
 
     async def ocr_document(
         self,
@@ -194,8 +194,6 @@ class AsyncOcrClient:
         concurrency: int | None = None,
     ) -> AsyncGenerator[PageResult, None]:
         """Read a PDF or an image file page by page, in order, lazily; as `OcrClient.ocr_document`."""
-        from deepseek_ocr_client.documents import open_document
-
         with await asyncio.to_thread(open_document, path, self.settings, password) as document:
             numbers = document.choose(pages)
             async with aclosing(self.read_document(document, numbers, options, concurrency)) as results:
@@ -300,11 +298,6 @@ class AsyncOcrClient:
         """Close the connections."""
         self._closed = True
         await self.disconnect()
-
-    async def _encode(self, image: ImageInput) -> bytes:
-        from deepseek_ocr_client.images import encode_image
-
-        return await asyncio.to_thread(encode_image, image, self.settings)
 
     async def __aenter__(self) -> Self:
         return self

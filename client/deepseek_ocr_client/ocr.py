@@ -6,29 +6,25 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from os import PathLike
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepseek_ocr_client.aio import AsyncOcrClient, Reading, StreamState
 from deepseek_ocr_client.connection import Tls
+from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import RequestCancelled, ServerFailed
+from deepseek_ocr_client.images import ImageInput, encode_image
 from deepseek_ocr_client.loop_thread import Call, LoopThread, loop_thread
-from deepseek_ocr_client.pages import Page, PageResult
-from deepseek_ocr_client.request import OcrOptions, new_request_id
+from deepseek_ocr_client.pages import Document, Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, RequestOptions, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from os import PathLike
-
     from typing_extensions import Self, Unpack  # noqa: UP035 - typing has them from Python 3.11
-
-    from deepseek_ocr_client.images import ImageInput
-    from deepseek_ocr_client.pages import Document
-    from deepseek_ocr_client.request import RequestOptions
 
 Result = TypeVar("Result")
 END_SECONDS = 15.0  # at most, for a cancelled request to clean up; longer than shared memory is waited for
@@ -135,13 +131,13 @@ class OcrClient:
 
         Over gRPC the request is streamed, because only a stream can be cancelled.
         """
-        return self.read(self._encode(image), OcrOptions(**options), request_id)
+        return self.read(encode_image(image, self.settings), OcrOptions(**options), request_id)
 
     def stream(
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrStream:
         """Read one page and get its text as it's written; options as in `ocr`. gRPC only."""
-        return self.open_stream(self._encode(image), OcrOptions(**options), request_id)
+        return self.open_stream(encode_image(image, self.settings), OcrOptions(**options), request_id)
 
     def ocr_document(
         self,
@@ -158,8 +154,6 @@ class OcrClient:
         rendered and under way at a time. A page that fails comes as a `PageResult` with its `error`; what
         concerns the whole document (no such file, wrong password) is raised.
         """
-        from deepseek_ocr_client.documents import open_document
-
         document = open_document(path, self.settings, password)
         try:
             numbers = document.choose(pages)
@@ -251,11 +245,6 @@ class OcrClient:
     def _under_way(self) -> list[Call[Any]]:
         with self._mutex:
             return [call for call in self._calls if not call.future.done()]
-
-    def _encode(self, image: ImageInput) -> bytes:
-        from deepseek_ocr_client.images import encode_image
-
-        return encode_image(image, self.settings)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from deepseek_ocr_client.connection import Endpoint, Tls
@@ -25,7 +26,7 @@ from deepseek_ocr_client.errors import (
     no_server,
     triton_error,
 )
-from deepseek_ocr_client.request import Answer, OcrOptions, build_inputs, bytes_array
+from deepseek_ocr_client.request import Answer, OcrOptions, build_inputs
 from deepseek_ocr_client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 
 # A cancelled request holds its shared memory until its model has seen the cancel.
@@ -115,7 +116,7 @@ class GrpcTransport:
             return
         from tritonclient.utils import shared_memory
 
-        serialized = serialize_byte_tensor(bytes_array(image))  # four bytes of length, then the image
+        serialized = serialize_byte_tensor(np.array([image], object))  # four bytes of length, then the image
         size = len(serialized.item())
         name = f"deepseek-ocr-{uuid.uuid4().hex}"  # unguessable, so that nobody else finds the page
         region = shared_memory.create_shared_memory_region(name, "/" + name, size, create_only=True)

@@ -28,15 +28,14 @@ SHOWN = 20  # failures and warnings listed at the end; the file has them all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="file, folder or pattern like 'scans/*.pdf'"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where results go")
-    parser.add_argument("--concurrency", type=int, metavar="N", help="pages on their way at once; default 8")
-    parser.add_argument("--retries", type=int, metavar="N", help="attempts after the first; default 5")
-    parser.add_argument("--overwrite", action="store_true", help="start over instead of resuming")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument(
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern like 'scans/*.pdf'")
+    add("--output", type=Path, required=True, metavar="DIR", help="where results go")
+    add("--concurrency", type=int, metavar="N", help="pages on their way at once; default 8")
+    add("--retries", type=int, metavar="N", help="attempts after the first; default 5")
+    add("--overwrite", action="store_true", help="start over instead of resuming")
+    add("--quiet", action="store_true", help="no progress bar")
+    add(
         "--layout",
         choices=(DocumentLayout.kind, OmniDocBenchLayout.kind),
         default=DocumentLayout.kind,

@@ -23,19 +23,14 @@ HELP = "read pages and print their Markdown as it's written"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument("pages_files", nargs="+", metavar="PAGE", help="image or PDF; - is standard input")
-    parser.add_argument("--pages", metavar="1-3,7", help="which pages of a PDF; default: all")
-    parser.add_argument("--json", action="store_true", help="one JSON object a page instead of Markdown")
-    parser.add_argument("--raw", action="store_true", help="the model's text with its tags")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write Markdown, figures and JSON there too"
-    )
-    parser.add_argument(
-        "--facts", action="store_true", help="a line of facts after each page (standard error)"
-    )
-    parser.add_argument(
-        "--truth", type=Path, metavar="FILE", help="with --facts: the right text, for its error rate"
-    )
+    add = parser.add_argument
+    add("pages_files", nargs="+", metavar="PAGE", help="image or PDF; - is standard input")
+    add("--pages", metavar="1-3,7", help="which pages of a PDF; default: all")
+    add("--json", action="store_true", help="one JSON object a page instead of Markdown")
+    add("--raw", action="store_true", help="the model's text with its tags")
+    add("--output", type=Path, metavar="DIR", help="write Markdown, figures and JSON there too")
+    add("--facts", action="store_true", help="a line of facts after each page (standard error)")
+    add("--truth", type=Path, metavar="FILE", help="with --facts: the right text, for its error rate")
     cli.add_reading(parser)
 
 

@@ -22,12 +22,11 @@ MAX_PAGES = 50  # in one picture book; each is held in memory until it's written
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument("file", type=Path, metavar="PAGE", help="image or PDF")
-    parser.add_argument("--pages", metavar="1-3,7", help="which pages of a PDF; default: the first")
-    parser.add_argument("--tokens", action="store_true", help="dim the parts of the page that were pruned")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="FILE.png, .pdf or .html; default: PAGE-shown.png"
-    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="PAGE", help="image or PDF")
+    add("--pages", metavar="1-3,7", help="which pages of a PDF; default: the first")
+    add("--tokens", action="store_true", help="dim the parts of the page that were pruned")
+    add("--output", type=Path, metavar="FILE", help="FILE.png, .pdf or .html; default: PAGE-shown.png")
     cli.add_reading(parser)
 
 
