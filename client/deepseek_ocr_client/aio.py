@@ -11,7 +11,7 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from deepseek_ocr_client.connection import Backoff, Deadline, Endpoint, Tls
+from deepseek_ocr_client.connection import Attempts, Endpoint, Tls
 from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import (
     ClientError,
@@ -239,7 +239,7 @@ class AsyncOcrClient:
 
         `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
         """
-        return await self._read(image, options, request_id, Deadline(options, self.settings, patient=patient))
+        return await self._read(image, options, request_id, Attempts(options, self.settings, patient=patient))
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> AsyncOcrStream:
         """As `stream`, of an encoded image and options that are made already."""
@@ -248,14 +248,14 @@ class AsyncOcrClient:
 
     def reading(self, image: bytes, options: OcrOptions, request_id: str) -> Reading:
         """What a stream runs; its time limit begins now."""
-        return partial(self._read, image, options, request_id, Deadline(options, self.settings))
+        return partial(self._read, image, options, request_id, Attempts(options, self.settings))
 
     async def _read(
         self,
         image: bytes,
         options: OcrOptions,
         request_id: str | None,
-        deadline: Deadline,
+        attempts: Attempts,
         give: Callable[[str], None] | None = None,
     ) -> OcrResult:
         """Ask until the server has an answer; with `give`, which gets the text, only until there's some of it."""
@@ -263,10 +263,9 @@ class AsyncOcrClient:
             raise InvalidRequest(
                 "Streaming needs gRPC.", "Use a grpc:// address, or ask for the whole answer with ocr()."
             )
-        backoff = Backoff(self.settings, deadline.end, patient=deadline.patient)
         while True:
             builder = ResultBuilder(request_id or new_request_id(), options)
-            limited, seconds = deadline.left()
+            limited, seconds = attempts.begin()
             request = self._connect().answers(image, limited, builder.request_id, seconds)
             try:
                 async with aclosing(request) as answers:
@@ -278,7 +277,7 @@ class AsyncOcrClient:
             except ServerUnavailable as error:
                 if give is not None and builder.begun:
                     raise
-                await asyncio.sleep(backoff.delay(error))
+                await asyncio.sleep(attempts.delay(error))
 
     async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""

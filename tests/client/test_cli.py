@@ -15,7 +15,7 @@ from PIL import Image
 from deepseek_ocr_client.cli.report import harmless
 from deepseek_ocr_client.errors import ExitCode
 from tests.client.conftest import LONG, Run, start
-from tests.client.pdf_files import PageSpec, make_pdf, text_pages
+from tests.client.pdf_files import LOCKED, text_pages
 from tests.serving.running import ROOT, RunningServer
 
 pytestmark = pytest.mark.serving
@@ -122,7 +122,7 @@ def test_a_time_limit_has_its_own_code(
 
 
 def test_a_password_comes_from_the_environment(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(make_pdf([PageSpec(["secret"])], password="sesame"))
+    (tmp_path / "a.pdf").write_bytes(LOCKED)
     assert run("ocr", tmp_path / "a.pdf", *QUICK).returncode == ExitCode.INPUT
     assert run("ocr", tmp_path / "a.pdf", *QUICK, DEEPSEEK_OCR_PASSWORD="sesame").returncode == ExitCode.OK
 
