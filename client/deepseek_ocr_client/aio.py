@@ -37,18 +37,16 @@ Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
 
 
 class StreamState:
-    """What a stream knows, synchronous or not: pieces of text come out of a queue, and then how it ended."""
+    """What a stream knows, synchronous or not: pieces of text come out of a queue, and then how it ended.
+
+    `request_id` is the request's as the server logs it.
+    """
 
     def __init__(self, request_id: str, prompt: str | None) -> None:
-        self._request_id = request_id
+        self.request_id = request_id
         self._prompt = prompt
         self._result: OcrResult | None = None
         self._ended = False
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as the server logs it."""
-        return self._request_id
 
     @property
     def result(self) -> OcrResult:

@@ -84,7 +84,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def open_image(data: bytes, settings: ClientSettings, name: str = "The image") -> Image.Image:
-    """The decoded picture, upright, in RGB or grey; the pixel limit is checked before it's decoded."""
+    """The decoded picture, upright, in RGB or grey; `InvalidRequest` for none, or, before it's decoded, too large."""
     with inspect_image(data, name) as picture:
         _check_pixels(picture.size, name, settings)
         try:

@@ -22,7 +22,7 @@ class Source:
     name: str
 
     def digest(self) -> str:
-        """SHA-256 of the file, so that a changed file is read again and a moved one isn't."""
+        """SHA-256 of the file in hexadecimal, so that a file that changed is read again."""
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:

@@ -34,7 +34,8 @@ class Journal:
     """Finished pages of an output folder. A line is on disk before its page counts as finished.
 
     A run that is killed leaves at most one line cut short at the end; opening the journal removes it. A
-    folder belongs to one run at a time, and to one set of options.
+    folder belongs to one run at a time, and to one set of options: `InvalidRequest` for another, and where it
+    can't be written.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:

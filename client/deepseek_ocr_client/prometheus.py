@@ -42,7 +42,7 @@ class Metrics:
 
 
 def fetch(url: str, timeout: float) -> Metrics:
-    """The metrics at `url` (http or https).
+    """The metrics at `url` (http or https), waited for `timeout` seconds at most.
 
     Raises `InvalidRequest` for another kind of address, `ServerUnavailable` where nothing answers.
     """

@@ -75,7 +75,10 @@ def new_request_id() -> str:
 
 
 def build_inputs(image: bytes, options: OcrOptions, tensor: Callable[..., Any]) -> list[Any]:
-    """Input tensors of a request, those that have a value; `tensor` is the InferInput class to make them with."""
+    """Input tensors of a request, those that have a value; `tensor` is the InferInput class to make them with.
+
+    `InvalidRequest` for numbers that don't fit into 32 bits.
+    """
     inputs = []
     for each in contract.INPUTS:
         value = image if each is contract.IMAGE else getattr(options, each.name.lower())

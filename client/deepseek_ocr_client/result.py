@@ -64,8 +64,9 @@ class OcrResult:
 
     `text` is what the model wrote, tags included, without the tail that the repetition guard cut off;
     `visual_tokens` and `kept_tokens` count the visual sequence before and after pruning (newlines and
-    separator included); `kept` are the kept positions of that sequence, INT32, ascending; `model_text` is
-    the untouched output where the guard cut something.
+    separator included); `kept` are the kept positions of that sequence, INT32 [kept_tokens], ascending;
+    `timings` are None where the server sent none; `model_text` is the untouched output where the guard cut
+    something; `text_labels` says that the prompt made the model write text into the tags' labels.
     """
 
     text: str

@@ -64,7 +64,10 @@ class GrpcTransport:
     async def answers(
         self, image: bytes, options: OcrOptions, request_id: str, timeout: float
     ) -> AsyncGenerator[Answer, None]:
-        """One request to the streaming model, its answers as they come; closing the iterator stops it."""
+        """One request to the streaming model, its answers as they come; closing the iterator stops it.
+
+        `timeout`: seconds for all of them. What goes wrong is raised as a `ClientError`.
+        """
         async with self._inputs(image, options) as inputs:
 
             async def requests() -> AsyncIterator[dict[str, Any]]:

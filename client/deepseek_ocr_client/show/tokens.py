@@ -51,7 +51,7 @@ def views_of(result: OcrResult) -> list[View]:
 
 
 def pruned_mask(view: View, width: int, height: int, page: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """True where a picture of (width, height) pixels shows a pruned token of a page of `page` pixels."""
+    """[height, width], true where a picture of the page shows a pruned token; `page` is its (width, height)."""
     mask = np.zeros((height, width), bool)
     across, down = width / page[0], height / page[1]
     for area in view.pruned:
