@@ -76,14 +76,11 @@ class GrpcTransport:
 
             responses = self._client.stream_infer(requests(), stream_timeout=timeout, headers=self._headers)
             try:
-                while True:
-                    answer, error = await responses.__anext__()
+                async for answer, error in responses:
                     if error is not None:
                         raise self._error(error)
                     if answer.get_response().outputs:
                         yield answer
-            except StopAsyncIteration:
-                return
             except self._rpc_error as error:
                 if error.code() is self._internal:
                     # Triton's comes inside the stream. This is gRPC's own: the call ended while the image was

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,25 +175,15 @@ def test_a_broken_line_in_the_middle_is_not_thrown_away_silently(tmp_path: Path)
     assert (tmp_path / NAME).read_bytes() == before
 
 
-def _open_elsewhere(folder: Path, answer: multiprocessing.Queue[str]) -> None:
-    try:
-        Journal(folder, OPTIONS).close()
-        answer.put("opened")
-    except InvalidRequest as error:
-        answer.put(str(error))
+def open_and_close(folder: Path) -> None:
+    Journal(folder, OPTIONS).close()
 
 
 def test_two_runs_never_write_to_one_folder(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answer: multiprocessing.Queue[str] = context.Queue()
-    for expected in ("Another run", "opened"):
-        journal = Journal(tmp_path, OPTIONS) if expected != "opened" else None
-        process = context.Process(target=_open_elsewhere, args=(tmp_path, answer))
-        process.start()
-        assert expected in answer.get(timeout=60)
-        process.join(60)
-        if journal is not None:
-            journal.close()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        with Journal(tmp_path, OPTIONS), pytest.raises(InvalidRequest, match="Another run"):
+            elsewhere.submit(open_and_close, tmp_path).result(60)
+        elsewhere.submit(open_and_close, tmp_path).result(60)
 
 
 def touch(path: Path) -> Path:

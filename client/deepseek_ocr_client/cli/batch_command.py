@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
@@ -49,7 +46,7 @@ class Bar:
 
     def __init__(self, quiet: bool) -> None:
         self._hidden = True if quiet else None  # None: shown on a terminal only
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[None] = tqdm(disable=True)
         self._failed = 0
 
     def pages(self, total: int, finished: int) -> None:
@@ -62,8 +59,6 @@ class Bar:
 
     def page(self, failed: bool) -> None:
         """One more."""
-        if self._bar is None:
-            return
         if failed:
             self._failed += 1
             self._bar.set_postfix(failed=self._failed)
@@ -71,8 +66,7 @@ class Bar:
 
     def close(self) -> None:
         """End."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
@@ -98,9 +92,9 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             overwrite=arguments.overwrite,
             progress=bar,
         )
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
-            with _terminate_like_interrupt():
-                batch.run(sources)
+            batch.run(sources)
         except KeyboardInterrupt:
             bar.close()
             say(
@@ -109,6 +103,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             return ExitCode.INTERRUPTED
         finally:
             bar.close()
+            signal.signal(signal.SIGTERM, before)
     return _conclude(batch.report, arguments.output)
 
 
@@ -138,17 +133,3 @@ def _list(word: str, lines: list[str]) -> None:
         say(f"{word}: {line}")
     if len(lines) > SHOWN:
         say(f"{word}: {len(lines) - SHOWN} more")
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: requests cancelled, folder resumable."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

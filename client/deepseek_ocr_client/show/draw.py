@@ -70,7 +70,7 @@ def _regions(page: Image.Image, regions: Sequence[Region], scale: tuple[float, f
     layer = Image.new("RGBA", page.size)
     draw = ImageDraw.Draw(layer)
     line = max(2, page.width // 500)
-    font = ImageFont.load_default(size=max(12, page.width // 75))
+    draw.font = ImageFont.load_default(size=max(12, page.width // 75))
     for region in regions:
         color = color_of(region.label)
         for box in region.boxes:
@@ -78,7 +78,7 @@ def _regions(page: Image.Image, regions: Sequence[Region], scale: tuple[float, f
             top, bottom = sorted((box.y1 * scale[1], box.y2 * scale[1]))
             corners = [left, top, max(right, left + 1), max(bottom, top + 1)]
             draw.rectangle(corners, fill=(*color, FILL), outline=(*color, 255), width=line)
-            _label(draw, region.label, (left, top), color, font, page.size)
+            _label(draw, region.label, (left, top), color, page.width)
     return Image.alpha_composite(page.convert("RGBA"), layer).convert("RGB")
 
 
@@ -87,20 +87,19 @@ def _label(
     label: str,
     corner: tuple[float, float],
     color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size: tuple[int, int],
+    width: int,
 ) -> None:
-    """The label above its box's left corner, or inside where there's no room above."""
+    """The label above its box's left corner, or inside where there's no room above; `width` is the page's."""
     # One short line of characters that the built-in font has.
     words = " ".join(label.split())[:40].encode("ascii", "replace").decode()
     if not words:
         return
-    left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
-    width, height = right - left + 8, bottom - top + 8
-    x = max(0, min(corner[0], size[0] - width))
-    y = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width, y + height), fill=(*color, 230))
-    draw.text((x + 4 - left, y + 4 - top), words, fill="white", font=font)
+    left, top, right, bottom = draw.textbbox((0, 0), words)
+    across, down = right - left + 8, bottom - top + 8
+    x = max(0, min(corner[0], width - across))
+    y = corner[1] - down if corner[1] >= down else corner[1]
+    draw.rectangle((x, y, x + across, y + down), fill=(*color, 230))
+    draw.text((x + 4 - left, y + 4 - top), words, fill="white")
 
 
 def _titled(page: Image.Image, title: str) -> Image.Image:
