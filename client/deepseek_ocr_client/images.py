@@ -76,7 +76,7 @@ def flatten(image: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(image) if turned else image
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture, np.uint16) >> 8).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+    if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, "white")
         picture.alpha_composite(layer)

@@ -126,8 +126,8 @@ class OcrClient:
         """Read one page.
 
         `image`: a path, bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB.
-        `options`: `mode`, `prompt`, `retention`, ..., as `OcrOptions` explains them. `request_id`: as the
-        server logs it, made up unless given.
+        `options`: `mode`, `prompt`, `retention`, `max_tokens`, `no_repeat_ngram` and `time_limit`, as
+        `OcrOptions` explains them. `request_id`: as the server logs it, made up unless given.
 
         Over gRPC the request is streamed, because only a stream can be cancelled.
         """

@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name[:80]}.{uuid4().hex}.part")
+        part = path.with_name(f".{uuid4().hex}.part")
         try:
             with part.open("xb") as file:
                 yield file
