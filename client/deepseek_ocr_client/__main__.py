@@ -7,22 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 
+from deepseek_ocr_client.cli import batch_command, ocr_command, show_command, status_command
+from deepseek_ocr_client.cli.report import complain, say
 from deepseek_ocr_client.errors import ClientError, ExitCode
 
-COMMANDS = {
-    "ocr": "ocr_command",
-    "batch": "batch_command",
-    "show": "show_command",
-    "status": "status_command",
-}
+COMMANDS = {"ocr": ocr_command, "batch": batch_command, "show": show_command, "status": status_command}
 EXIT_CODES = """exit codes:
-  0  everything was read            4  no server answers, or it's full
-  1  some pages or files failed     5  the server failed
-  2  the command line is wrong      6  the time limit passed
+  0  everything was read            5  the server failed
+  1  some pages or files failed     6  the time limit passed
+  2  the command line is wrong      7  the key is missing or unknown
   3  an input can't be read        70  a bug in this program
-                                  130  interrupted
+  4  no server, or a full one     130  interrupted
 """
 
 
@@ -36,8 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        command = import_module(f"deepseek_ocr_client.cli.{module}")
+    for name, command in COMMANDS.items():
         added = commands.add_parser(
             name,
             help=command.HELP,
@@ -60,28 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed))
-    except ClientError as error:
-        _explain(f"error: {error}{' ' + error.advice if error.advice else ''}", parsed.verbose)
-        return int(error.exit_code)
     except KeyboardInterrupt:
-        _explain("interrupted", verbose=False)
-        return int(ExitCode.INTERRUPTED)
+        say("interrupted")
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; that's its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return ExitCode.OK
     except Exception as error:
-        _explain(
-            f"error: a bug in this program: {type(error).__name__}: {error}. "
-            "Please report it with what --verbose prints.",
-            parsed.verbose,
-        )
-        return int(ExitCode.INTERNAL)
-
-
-def _explain(sentence: str, verbose: bool) -> None:
-    if verbose:
-        traceback.print_exc()
-    print(sentence, file=sys.stderr)
+        if parsed.verbose:
+            traceback.print_exc()
+        if isinstance(error, ClientError):
+            complain(error)
+            return error.exit_code
+        name = type(error).__name__
+        say(f"error: a bug in this program: {name}: {error}. Please report it with what --verbose prints.")
+        return ExitCode.INTERNAL
 
 
 if __name__ == "__main__":

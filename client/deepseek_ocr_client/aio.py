@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from deepseek_ocr_client.connection import Backoff, Deadline, Endpoint, Tls
+from deepseek_ocr_client.connection import Attempts, Endpoint, Tls
+from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import (
     ClientError,
     InvalidRequest,
@@ -17,19 +20,16 @@ from deepseek_ocr_client.errors import (
     ServerFailed,
     ServerUnavailable,
 )
+from deepseek_ocr_client.images import ImageInput, encode_image
 from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text
-from deepseek_ocr_client.pages import Page, PageResult
-from deepseek_ocr_client.request import OcrOptions, ResultBuilder, new_request_id
+from deepseek_ocr_client.pages import Document, Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, RequestOptions, ResultBuilder, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from os import PathLike
-    from typing import Self
+    from typing_extensions import Self, Unpack  # noqa: UP035 - typing has them from Python 3.11
 
-    from deepseek_ocr_client.images import ImageInput
-    from deepseek_ocr_client.pages import Document
     from deepseek_ocr_client.transport import GrpcTransport, HttpTransport
 
 Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
@@ -37,18 +37,16 @@ Reading = Callable[[Callable[[str], None]], Coroutine[Any, Any, OcrResult]]
 
 
 class StreamState:
-    """What a stream knows, synchronous or not: pieces of text come out of a queue, and then how it ended."""
+    """What a stream knows, synchronous or not: pieces of text come out of a queue, and then how it ended.
+
+    `request_id` is the request's as the server logs it.
+    """
 
     def __init__(self, request_id: str, prompt: str | None) -> None:
-        self._request_id = request_id
+        self.request_id = request_id
         self._prompt = prompt
         self._result: OcrResult | None = None
         self._ended = False
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as the server logs it."""
-        return self._request_id
 
     @property
     def result(self) -> OcrResult:
@@ -171,36 +169,18 @@ class AsyncOcrClient:
         return self._transport
 
     async def ocr(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrResult:
         """Read one page; arguments as in `OcrClient.ocr`."""
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return await self.read(await self._encode(image), options, request_id)
+        encoded = await asyncio.to_thread(encode_image, image, self.settings)
+        return await self.read(encoded, OcrOptions(**options), request_id)
 
     async def stream(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncOcrStream:
         """Read one page and get its text as it's written; arguments as in `OcrClient.stream`. gRPC only."""
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.open_stream(await self._encode(image), options, request_id)
+        encoded = await asyncio.to_thread(encode_image, image, self.settings)
+        return self.open_stream(encoded, OcrOptions(**options), request_id)
 
     async def ocr_document(
         self,
@@ -212,8 +192,6 @@ class AsyncOcrClient:
         concurrency: int | None = None,
     ) -> AsyncGenerator[PageResult, None]:
         """Read a PDF or an image file page by page, in order, lazily; as `OcrClient.ocr_document`."""
-        from deepseek_ocr_client.documents import open_document
-
         with await asyncio.to_thread(open_document, path, self.settings, password) as document:
             numbers = document.choose(pages)
             async with aclosing(self.read_document(document, numbers, options, concurrency)) as results:
@@ -259,23 +237,23 @@ class AsyncOcrClient:
 
         `patient`: keep asking a server that's full (up to `max_wait` seconds), as long jobs want it.
         """
-        return await self._read(image, options, request_id, Deadline(options, self.settings, patient=patient))
+        return await self._read(image, options, request_id, Attempts(options, self.settings, patient=patient))
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> AsyncOcrStream:
-        """Stream an encoded image with options that are made already."""
+        """As `stream`, of an encoded image and options that are made already."""
         request_id = request_id or new_request_id()
         return AsyncOcrStream(self.reading(image, options, request_id), request_id, options.prompt)
 
     def reading(self, image: bytes, options: OcrOptions, request_id: str) -> Reading:
         """What a stream runs; its time limit begins now."""
-        return partial(self._read, image, options, request_id, Deadline(options, self.settings))
+        return partial(self._read, image, options, request_id, Attempts(options, self.settings))
 
     async def _read(
         self,
         image: bytes,
         options: OcrOptions,
         request_id: str | None,
-        deadline: Deadline,
+        attempts: Attempts,
         give: Callable[[str], None] | None = None,
     ) -> OcrResult:
         """Ask until the server has an answer; with `give`, which gets the text, only until there's some of it."""
@@ -283,10 +261,9 @@ class AsyncOcrClient:
             raise InvalidRequest(
                 "Streaming needs gRPC.", "Use a grpc:// address, or ask for the whole answer with ocr()."
             )
-        backoff = Backoff(self.settings, deadline.end, patient=deadline.patient)
         while True:
             builder = ResultBuilder(request_id or new_request_id(), options)
-            limited, seconds = deadline.left()
+            limited, seconds = attempts.begin()
             request = self._connect().answers(image, limited, builder.request_id, seconds)
             try:
                 async with aclosing(request) as answers:
@@ -298,7 +275,7 @@ class AsyncOcrClient:
             except ServerUnavailable as error:
                 if give is not None and builder.begun:
                     raise
-                await asyncio.sleep(backoff.delay(error))
+                await asyncio.sleep(attempts.delay(error))
 
     async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A small call of tritonclient's by its name (`is_server_ready`, `get_server_metadata`, ...)."""
@@ -318,11 +295,6 @@ class AsyncOcrClient:
         """Close the connections."""
         self._closed = True
         await self.disconnect()
-
-    async def _encode(self, image: ImageInput) -> bytes:
-        from deepseek_ocr_client.images import encode_image
-
-        return await asyncio.to_thread(encode_image, image, self.settings)
 
     async def __aenter__(self) -> Self:
         return self

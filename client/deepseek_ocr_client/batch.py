@@ -22,10 +22,9 @@ from deepseek_ocr_client.inputs import Source
 from deepseek_ocr_client.journal import Journal
 from deepseek_ocr_client.layouts import OmniDocBenchLayout, OutputLayout, prediction_name
 from deepseek_ocr_client.ocr import OcrClient
-from deepseek_ocr_client.pages import Document, Page
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult
-from deepseek_ocr_client.settings import ClientSettings
 
 LOOK_AHEAD = 2  # pages rendered while all others are on their way
 
@@ -62,7 +61,6 @@ class Progress(Protocol):
 class Report:
     """What a run did."""
 
-    documents: int = 0
     pages: int = 0  # read in this run
     resumed: int = 0  # finished by an earlier run
     failures: list[Failure] = field(default_factory=list)
@@ -101,7 +99,7 @@ class Batch:
         progress: Progress | None = None,
     ) -> None:
         self.client = client
-        self.settings: ClientSettings = client.settings
+        self.settings = client.settings
         self.options = options or OcrOptions()
         self.layout = layout
         self.report = Report()
@@ -115,9 +113,10 @@ class Batch:
         self._journal: Journal
 
     def run(self, sources: Sequence[Source]) -> Report:
-        """Read what isn't read yet. Pages that fail are in the report; what ends the run is raised.
+        """Read what isn't read yet; pages that failed, and what `stopped` the run early, are in the report.
 
-        Interrupting it (KeyboardInterrupt) cancels the requests under way and leaves the folder resumable.
+        Raises `InvalidRequest` where the folder can't be used. Interrupting it (KeyboardInterrupt) cancels the
+        requests under way and leaves the folder resumable.
         """
         recorded = {**asdict(self.options), "dpi": self.settings.dpi, "layout": self.layout.kind}
         with Journal(self._folder, recorded, overwrite=self._overwrite) as journal:
@@ -153,12 +152,11 @@ class Batch:
             digest = digests[source.name]
             done = self._journal.done(source.name, digest)
             try:
-                count = self._page_count(source, digest)
+                count = self._page_count(source)
             except ClientError as error:
                 self.report.failures.append(Failure(source.path, 0, error))
                 continue
             total += count
-            self.report.documents += 1
             self.report.resumed += len(done)
             missing = [number for number in range(1, count + 1) if number not in done]
             planned.append((_Work(source, digest, count, len(missing)), missing))
@@ -166,10 +164,9 @@ class Batch:
             self._progress.pages(total, self.report.resumed)
         return planned
 
-    def _page_count(self, source: Source, digest: str) -> int:
-        record = self._journal.documents.get(source.name)
-        if record is not None and record.digest == digest:
-            return record.page_count
+    def _page_count(self, source: Source) -> int:
+        if source.name in self._journal.documents:
+            return self._journal.documents[source.name].page_count
         with open_document(source.path, self.settings, self._password) as document:
             return document.page_count
 
@@ -181,7 +178,7 @@ class Batch:
             return
         self.layout.discard(work.source.name, work.source.path, work.page_count)
         try:
-            document: Document = open_document(work.source.path, self.settings, self._password)
+            document = open_document(work.source.path, self.settings, self._password)
         except ClientError as error:
             self.report.failures.append(Failure(work.source.path, 0, error))
             return

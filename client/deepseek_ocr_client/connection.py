@@ -33,14 +33,6 @@ class Tls:
         if (self.certificate is None) != (self.key is None):
             raise InvalidRequest("A client certificate needs its key, and a key its certificate.")
 
-    @property
-    def paths(self) -> tuple[str | None, str | None, str | None]:
-        """(ca, certificate, key) as strings."""
-        ca, certificate, key = (
-            None if path is None else str(path) for path in (self.ca, self.certificate, self.key)
-        )
-        return ca, certificate, key
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -86,50 +78,42 @@ class Endpoint:
         return f"{scheme}://{self.address}"
 
 
-class Backoff:
-    """How long to wait before the next attempt after UNAVAILABLE; gives up by count and by deadline.
+class Attempts:
+    """The attempts at one request: how long each may take, and how long to wait after UNAVAILABLE.
 
-    Call `delay(error)`, sleep for what it returns, and try again; it raises the error when it's time to stop.
-    With `patient`, a server that answers that it's full
-    is asked again until the deadline, and only a server that doesn't answer is counted.
+    The time limit holds over all attempts, the waits between them included. With `patient` it holds for each
+    attempt anew: a server that answers that it's full is asked again for `max_wait` seconds, and only a server
+    that doesn't answer counts as one of the settings' `retries`.
     """
-
-    def __init__(self, settings: ClientSettings, deadline: float, *, patient: bool = False) -> None:
-        self._deadline = deadline
-        self._patient = patient
-        self._left = settings.retries
-        self._wait = settings.backoff
-        self._longest = settings.backoff_max
-
-    def delay(self, error: ServerUnavailable) -> float:
-        """Seconds to wait before the next attempt; raises `error` when there's none left."""
-        if not (self._patient and error.answered):
-            if self._left == 0:
-                raise error
-            self._left -= 1
-        # Jitter: clients that failed together don't come back together.
-        wait = random.uniform(self._wait / 2, self._wait)  # noqa: S311 - spreads load, keeps no secret
-        self._wait = min(self._wait * 2, self._longest)
-        if time.monotonic() + wait >= self._deadline:
-            raise error
-        return wait
-
-
-class Deadline:
-    """The time limit of a request: over all its attempts, or with `patient` for each attempt anew."""
 
     def __init__(self, options: OcrOptions, settings: ClientSettings, *, patient: bool = False) -> None:
         self._options = options
-        self._grace = settings.deadline_grace
+        self._patient = patient
         self._limit = options.time_limit or settings.timeout
-        self.patient = patient
-        self.end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
+        self._grace = settings.deadline_grace
+        self._end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
+        self._retries = settings.retries
+        self._wait = settings.backoff
+        self._longest_wait = settings.backoff_max
 
-    def left(self) -> tuple[OcrOptions, float]:
+    def begin(self) -> tuple[OcrOptions, float]:
         """The options of an attempt that begins now, and the client's own deadline for it, in seconds."""
-        seconds = max(self.end - time.monotonic(), 0.001)
+        seconds = max(self._end - time.monotonic(), 0.001)
         if not self._limit:
             return self._options, seconds
-        if self.patient:
+        if self._patient:
             seconds = self._limit
         return replace(self._options, time_limit=seconds), seconds + self._grace
+
+    def delay(self, error: ServerUnavailable) -> float:
+        """Seconds to wait before the next attempt; raises `error` where there's to be none."""
+        if not (self._patient and error.answered):
+            if self._retries == 0:
+                raise error
+            self._retries -= 1
+        # Jitter: clients that failed together don't come back together.
+        wait = random.uniform(self._wait / 2, self._wait)  # noqa: S311 - spreads load, keeps no secret
+        self._wait = min(self._wait * 2, self._longest_wait)
+        if time.monotonic() + wait >= self._end:
+            raise error
+        return wait

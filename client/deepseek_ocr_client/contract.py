@@ -10,47 +10,33 @@ from typing import NamedTuple
 
 
 class Tensor(NamedTuple):
-    """A tensor of the endpoints: `dtype` as Triton's clients write it, `shape` with -1 for any length.
-
-    `default` is what an input that is left out stands for; None: it must be given, or it is an output.
-    """
+    """A tensor of the endpoints: `dtype` as Triton's clients write it, `shape` with -1 for any length."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    default: str | None
-    meaning: str
 
 
-IMAGE = Tensor("IMAGE", "BYTES", (1,), None, "an encoded page image, raw or in base64")
-PROMPT = Tensor(
-    "PROMPT",
-    "BYTES",
-    (1,),
-    "<image>\\n<|grounding|>Convert the document to markdown.",
-    "with one <image> in it",
-)
-MODE = Tensor("MODE", "BYTES", (1,), "the server's setting", "tiny, small, base, large or gundam")
-RETENTION = Tensor(
-    "RETENTION", "FP32", (1,), "the server's setting", "share of the visual tokens to keep; 1 is pruning off"
-)
-MAX_TOKENS = Tensor("MAX_TOKENS", "INT32", (1,), "the server's setting", "output tokens at most")
-NO_REPEAT_NGRAM = Tensor("NO_REPEAT_NGRAM", "INT32", (2,), "30, 90", "n and window in tokens; 0 is off")
-TIME_LIMIT = Tensor("TIME_LIMIT", "FP32", (1,), "the server's setting", "seconds, queueing included")
+# An input that is left out, all but the image, stands for the server's default.
+IMAGE = Tensor("IMAGE", "BYTES", (1,))  # an encoded page image, raw or in base64
+PROMPT = Tensor("PROMPT", "BYTES", (1,))  # with one <image> in it
+MODE = Tensor("MODE", "BYTES", (1,))  # tiny, small, base, large or gundam
+RETENTION = Tensor("RETENTION", "FP32", (1,))  # share of the content tokens to keep; 1 is pruning off
+MAX_TOKENS = Tensor("MAX_TOKENS", "INT32", (1,))  # output tokens at most
+NO_REPEAT_NGRAM = Tensor("NO_REPEAT_NGRAM", "INT32", (2,))  # n and window in tokens; n = 0 is off
+TIME_LIMIT = Tensor("TIME_LIMIT", "FP32", (1,))  # seconds, queueing included
 
 INPUTS = (IMAGE, PROMPT, MODE, RETENTION, MAX_TOKENS, NO_REPEAT_NGRAM, TIME_LIMIT)
 
-TEXT = Tensor("TEXT", "BYTES", (1,), None, "the whole text, or its next piece, in whole UTF-8 characters")
-FINISH_REASON = Tensor("FINISH_REASON", "BYTES", (1,), None, "empty until the last answer")
+TEXT = Tensor("TEXT", "BYTES", (1,))  # the whole text, or its next piece, in whole UTF-8 characters
+FINISH_REASON = Tensor("FINISH_REASON", "BYTES", (1,))  # empty until the last answer
 TEXT_LENGTH = Tensor(
-    "TEXT_LENGTH", "INT32", (1,), None, "characters of the text that stay when the repetition guard cut it"
-)
-TOKENS = Tensor("TOKENS", "INT32", (3,), None, "visual tokens before and after pruning; output tokens")
-KEPT = Tensor("KEPT", "INT32", (-1,), None, "kept positions of the unpruned visual sequence, ascending")
-LAYOUT_TENSOR = Tensor(
-    "LAYOUT", "INT32", (8,), None, "what the encoder saw of the page, in the order of LAYOUT"
-)
-TIMINGS_TENSOR = Tensor("TIMINGS", "FP32", (7,), None, "seconds, in the order of TIMINGS")
+    "TEXT_LENGTH", "INT32", (1,)
+)  # characters that stay when the repetition guard cut the text
+TOKENS = Tensor("TOKENS", "INT32", (3,))  # visual tokens before and after pruning; output tokens
+KEPT = Tensor("KEPT", "INT32", (-1,))  # kept positions of the unpruned visual sequence, ascending
+LAYOUT_TENSOR = Tensor("LAYOUT", "INT32", (8,))  # what the encoder saw of the page, in the order of LAYOUT
+TIMINGS_TENSOR = Tensor("TIMINGS", "FP32", (7,))  # seconds, in the order of TIMINGS
 
 OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from PIL import Image
-
 from deepseek_ocr_client.errors import InvalidRequest
-from deepseek_ocr_client.images import inspect_image, read_file, to_png
+from deepseek_ocr_client.images import UNREADABLE, inspect_image, read_file, to_png
 from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.settings import ClientSettings
 
@@ -21,35 +19,26 @@ class ImageDocument(Document):
 
     def __init__(self, path: Path, settings: ClientSettings) -> None:
         self._data = read_file(path, settings)
-        frames = _inspect(self._data, path)
-        super().__init__(path, frames, settings)
+        with inspect_image(self._data, str(path)) as picture:
+            try:
+                pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+            except UNREADABLE as error:
+                raise InvalidRequest(f"{path} can't be decoded: {error}.") from None
+        super().__init__(path, pages, settings)
 
     def render(self, number: int) -> Page:
         """The file itself, or a TIFF's page as PNG."""
         if self.page_count == 1:
             return Page(self.path, number, self._data)
-        return Page(self.path, number, to_png(_frame(self._data, number - 1, self)))
-
-
-def _inspect(data: bytes, path: Path) -> int:
-    """Pages of an image file, from its headers."""
-    with inspect_image(data, str(path)) as picture:
-        try:
-            return getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise InvalidRequest(f"{path} can't be decoded: {error}.") from None
-
-
-def _frame(data: bytes, index: int, document: ImageDocument) -> Image.Image:
-    name = f"Page {index + 1} of {document.path}"
-    with inspect_image(data, name) as picture:
-        try:
-            picture.seek(index)
-            if picture.width * picture.height <= document.settings.max_image_pixels:
-                return picture.copy()
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
-        raise InvalidRequest(f"{name} has {picture.width} x {picture.height} pixels, over the limit.")
+        name = f"Page {number} of {self.path}"
+        with inspect_image(self._data, name) as picture:
+            try:
+                picture.seek(number - 1)
+                if picture.width * picture.height <= self.settings.max_image_pixels:
+                    return Page(self.path, number, to_png(picture.copy()))
+            except UNREADABLE as error:
+                raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+            raise InvalidRequest(f"{name} has {picture.width} x {picture.height} pixels, over the limit.")
 
 
 def open_document(
@@ -76,10 +65,7 @@ def open_document(
 
 
 def parse_pages(written: str) -> list[int]:
-    """Page numbers of `1-3,7,10-`; an open end is refused here because the length isn't known.
-
-    Raises `InvalidRequest` for anything else.
-    """
+    """Page numbers, from 1, of a list like `1-3,7`; `InvalidRequest` for anything else, an open end too."""
     numbers: list[int] = []
     for part in written.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))

@@ -43,6 +43,11 @@ class Rectangle(NamedTuple):
     right: float
     bottom: float
 
+    @property
+    def empty(self) -> bool:
+        """Whether it has no area."""
+        return self.right <= self.left or self.bottom <= self.top
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -118,7 +123,7 @@ class TokenMap:
         """The content token at `position`, or None for a newline, the separator or a place outside."""
         if not 0 <= position < self.layout.sequence_length - 1:
             return None
-        view, grid = ("tiles", self.layout.tile_grid)
+        view, grid = "tiles", self.layout.tile_grid
         if position >= self._tiles:
             view, grid, position = "global", self.layout.global_grid, position - self._tiles
         row, column = divmod(position, grid[0] + 1)
@@ -133,18 +138,12 @@ class TokenMap:
             columns, rows = layout.tile_grid
             step_x, step_y = layout.width / columns, layout.height / rows
             return Rectangle(column * step_x, row * step_y, (column + 1) * step_x, (row + 1) * step_y)
-        seen_x, seen_y = self._content()
-        x = [
-            min(max((edge * BLOCK - layout.left) / seen_x, 0.0), 1.0) * layout.width
-            for edge in (column, column + 1)
-        ]
-        y = [
-            min(max((edge * BLOCK - layout.top) / seen_y, 0.0), 1.0) * layout.height
-            for edge in (row, row + 1)
-        ]
-        return Rectangle(x[0], y[0], x[1], y[1])
+        x1, x2 = (_on_page(edge, layout.left, layout.side, layout.width) for edge in (column, column + 1))
+        y1, y2 = (_on_page(edge, layout.top, layout.side, layout.height) for edge in (row, row + 1))
+        return Rectangle(x1, y1, x2, y2)
 
-    def _content(self) -> tuple[float, float]:
-        """Width and height of the page inside the global view, in the view's pixels."""
-        layout = self.layout
-        return max(layout.side - 2.0 * layout.left, 1.0), max(layout.side - 2.0 * layout.top, 1.0)
+
+def _on_page(edge: int, padding: int, side: int, length: int) -> float:
+    """An edge between cells of the global view, in page pixels along an axis of `length`, never outside it."""
+    seen = max(side - 2.0 * padding, 1.0)  # what the page fills of the view's side
+    return min(max((edge * BLOCK - padding) / seen, 0.0), 1.0) * length

@@ -23,6 +23,9 @@ ImageInput: TypeAlias = (
 # Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 
+# What Pillow's decoders raise for files that are broken.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = 1
 
@@ -73,7 +76,7 @@ def flatten(image: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(image) if turned else image
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture, np.uint16) >> 8).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+    if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, "white")
         picture.alpha_composite(layer)
@@ -81,12 +84,12 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def open_image(data: bytes, settings: ClientSettings, name: str = "The image") -> Image.Image:
-    """The decoded picture, upright, in RGB or grey; the pixel limit is checked before it's decoded."""
+    """The decoded picture, upright, in RGB or grey; `InvalidRequest` for none, or, before it's decoded, too large."""
     with inspect_image(data, name) as picture:
         _check_pixels(picture.size, name, settings)
         try:
             return flatten(picture.copy())
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
 
 
@@ -100,7 +103,7 @@ def inspect_image(data: bytes, name: str) -> Image.Image:
         raise InvalidRequest(
             f"{name} is no image of a known format.", f"Known are {', '.join(FORMATS)}."
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
 
 

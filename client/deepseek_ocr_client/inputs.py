@@ -22,7 +22,7 @@ class Source:
     name: str
 
     def digest(self) -> str:
-        """SHA-256 of the file, so that a changed file is read again and a moved one isn't."""
+        """SHA-256 of the file in hexadecimal, so that a file that changed is read again."""
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:
@@ -40,27 +40,23 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     """
     found: dict[Path, str] = {}
     for written in inputs:
-        before = len(found)
-        for path, name in _expand(written):
-            found.setdefault(path.resolve(), name)
-        if len(found) == before and not _known(written, found):
+        documents = list(_expand(written))
+        if not documents:
             raise InvalidRequest(
                 f"There are no PDFs or images in {written}.", f"Looked for {', '.join(sorted(SUFFIXES))}."
             )
+        for path, name in documents:
+            found.setdefault(path.resolve(), name)
     return _unique([Source(path, name) for path, name in found.items()])
-
-
-def _known(written: str, found: dict[Path, str]) -> bool:
-    """Whether an input added nothing only because an earlier one held it."""
-    return any(path.resolve() in found for path, _ in _expand(written))
 
 
 def _expand(written: str) -> Iterator[tuple[Path, str]]:
     path = Path(written).expanduser()
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if _is_document(file) and not _hidden(file.relative_to(path)):
-                yield file, _name(file.relative_to(path))
+            relative = file.relative_to(path)
+            if _is_document(file) and not any(part.startswith(".") for part in relative.parts):
+                yield file, _name(relative)
     elif path.exists():
         yield path, _name(Path(path.name))
     elif glob.has_magic(written):
@@ -73,10 +69,6 @@ def _expand(written: str) -> Iterator[tuple[Path, str]]:
 
 def _is_document(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
-
-
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
 
 
 def _name(relative: Path) -> str:

@@ -14,7 +14,7 @@ from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.output import atomic_write
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # noqa: UP035 - typing has it from Python 3.11
 
 NAME = "pages.jsonl"
 LOCK = ".batch.lock"
@@ -29,17 +29,13 @@ class DocumentRecord:
     page_count: int
     offsets: dict[int, int] = field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every page is there."""
-        return len(self.offsets) == self.page_count
-
 
 class Journal:
     """Finished pages of an output folder. A line is on disk before its page counts as finished.
 
     A run that is killed leaves at most one line cut short at the end; opening the journal removes it. A
-    folder belongs to one run at a time, and to one set of options.
+    folder belongs to one run at a time, and to one set of options: `InvalidRequest` for another, and where it
+    can't be written.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -49,13 +45,12 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder / LOCK)
-            header = {"kind": "run", "version": VERSION, "options": dict(options)}
-            if overwrite or not self.path.exists() or not self._read(header):
+            header = _line({"kind": "run", "version": VERSION, "options": options})
+            self._options = json.loads(header)["options"]  # as they come back from the file
+            if overwrite or not self.path.exists() or not self._read():
                 with atomic_write(self.path) as file:
-                    file.write(_line(header))
-                self.documents = {}
-            self._file: IO[bytes] = self.path.open("r+b")
-            self._file.seek(0, os.SEEK_END)
+                    file.write(header)
+            self._file = self.path.open("ab")
         except OSError as error:
             raise InvalidRequest(f"{folder} can't be written: {error.strerror or error}.") from None
 
@@ -67,9 +62,7 @@ class Journal:
     def drop_stale(self, digests: Mapping[str, str]) -> None:
         """Forget documents whose file has changed, and their lines with them."""
         stale = {
-            name
-            for name, record in self.documents.items()
-            if name in digests and digests[name] != record.digest
+            name for name, known in self.documents.items() if digests.get(name, known.digest) != known.digest
         }
         if not stale:
             return
@@ -78,11 +71,8 @@ class Journal:
             for line in old:
                 if json.loads(line).get("name") not in stale:
                     new.write(line)
-        header = self._header()
-        self.documents = {}
-        self._read(header)
-        self._file = self.path.open("r+b")
-        self._file.seek(0, os.SEEK_END)
+        self._read()
+        self._file = self.path.open("ab")
 
     def add(self, name: str, digest: str, page_count: int, page: int, record: Mapping[str, Any]) -> None:
         """Write a finished page's line and put it on disk."""
@@ -117,13 +107,9 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _header(self) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            header: dict[str, Any] = json.loads(file.readline())
-            return header
-
-    def _read(self, header: Mapping[str, Any]) -> bool:
+    def _read(self) -> bool:
         """Read the lines that are there; False where there's not even a whole first one."""
+        self.documents = {}
         with self.path.open("r+b") as file:
             first = _parse(file.readline())
             if first is None:
@@ -132,7 +118,7 @@ class Journal:
                 raise InvalidRequest(
                     f"{self.path} isn't a journal of this program.", "Choose another --output folder."
                 )
-            _check_options(self.path.parent, first.get("options") or {}, header["options"])
+            _check_options(self.path.parent, first.get("options") or {}, self._options)
             end = file.tell()
             while (line := file.readline()).endswith(b"\n"):
                 self._remember(*_page_of(line, self.path), end)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from deepseek_ocr_client.errors import ClientError
 from deepseek_ocr_client.markdown import to_markdown
-from deepseek_ocr_client.output import atomic_write, save_page
+from deepseek_ocr_client.output import atomic_write, safe_name, save_page, write_lines
 from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
@@ -31,27 +31,36 @@ def page_break(number: int) -> str:
     return f"\n\n---\n\n<!-- page {number} -->\n\n"
 
 
-class OutputLayout(Protocol):
-    """How a batch's pages become files."""
+class OutputLayout(ABC):
+    """How a batch's pages become files. `name` is a document's path below the folder, without a suffix."""
 
-    kind: str
+    kind: ClassVar[str]
 
+    @abstractmethod
     def save_page(self, name: str, page: Page, result: OcrResult) -> str:
         """Write what belongs to a page alone; returns its Markdown."""
 
+    @abstractmethod
     def finish(
         self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
     ) -> None:
         """Write what belongs to the whole document: `text(page)` of `pages`, None for one that failed."""
 
+    @abstractmethod
+    def files(self, name: str, path: Path, page_count: int) -> Iterator[Path]:
+        """What `finish` writes of a document whose pages can all be read."""
+
     def is_written(self, name: str, path: Path, page_count: int) -> bool:
         """Whether the document's files are there."""
+        return all(file.is_file() for file in self.files(name, path, page_count))
 
     def discard(self, name: str, path: Path, page_count: int) -> None:
-        """Remove them, because pages of the document are read again."""
+        """Remove them, because pages of the document are read again; figures are written over."""
+        for file in self.files(name, path, page_count):
+            file.unlink(missing_ok=True)
 
 
-class DocumentLayout:
+class DocumentLayout(OutputLayout):
     """`NAME.md` with page breaks, `images/NAME/page-0001-figure-1.jpg` beside it."""
 
     kind = "documents"
@@ -70,29 +79,24 @@ class DocumentLayout:
         self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
     ) -> None:
         """Write the Markdown, one page in memory at a time."""
-        with atomic_write(self._markdown(name)) as file:
+        [markdown] = self.files(name, path, len(pages))
+        with atomic_write(markdown) as file:
             for number in pages:
                 if number != pages[0]:
                     file.write(page_break(number).encode())
                 page = text(number)
                 if page is None:
-                    page = f"<!-- page {number} couldn't be read: {_in_comment(str(failed.get(number)))} -->"
+                    why = str(failed.get(number)).replace("--", "- -").replace(">", "")  # inside a comment
+                    page = f"<!-- page {number} couldn't be read: {why} -->"
                 file.write(page.strip().encode("utf-8", "replace"))
             file.write(b"\n")
 
-    def is_written(self, name: str, path: Path, page_count: int) -> bool:
-        """Whether the Markdown is there."""
-        return self._markdown(name).is_file()
-
-    def discard(self, name: str, path: Path, page_count: int) -> None:
-        """Remove the Markdown; figures are written over."""
-        self._markdown(name).unlink(missing_ok=True)
-
-    def _markdown(self, name: str) -> Path:
-        return self._folder / f"{name}.md"
+    def files(self, name: str, path: Path, page_count: int) -> Iterator[Path]:
+        """The Markdown."""
+        yield self._folder / f"{name}.md"
 
 
-class OmniDocBenchLayout:
+class OmniDocBenchLayout(OutputLayout):
     """`predictions/IMAGE.md`, flat, as OmniDocBench's end-to-end evaluation looks for them.
 
     It takes an image's file name without its last four characters, then tries the whole name
@@ -115,22 +119,13 @@ class OmniDocBenchLayout:
         for number in pages:
             page = text(number)
             if page is not None:
-                with atomic_write(self._prediction(path, number, len(pages))) as file:
+                with atomic_write(self._folder / prediction_name(path.name, number, len(pages))) as file:
                     file.write(page.encode("utf-8", "replace"))
 
-    def is_written(self, name: str, path: Path, page_count: int) -> bool:
-        """Whether every page's file is there."""
-        return all(
-            self._prediction(path, number, page_count).is_file() for number in range(1, page_count + 1)
-        )
-
-    def discard(self, name: str, path: Path, page_count: int) -> None:
-        """Remove the pages' files."""
+    def files(self, name: str, path: Path, page_count: int) -> Iterator[Path]:
+        """A prediction a page."""
         for number in range(1, page_count + 1):
-            self._prediction(path, number, page_count).unlink(missing_ok=True)
-
-    def _prediction(self, path: Path, number: int, page_count: int) -> Path:
-        return self._folder / prediction_name(path.name, number, page_count)
+            yield self._folder / prediction_name(path.name, number, page_count)
 
 
 def prediction_name(file_name: str, number: int = 1, page_count: int = 1) -> str:
@@ -152,31 +147,27 @@ def for_evaluation(result: OcrResult) -> str:
 class DocumentFiles:
     """Output of a short document read by `ocr`: as `DocumentLayout`, and `NAME.jsonl` with a line a page."""
 
-    def __init__(self, folder: Path, name: str, settings: ClientSettings) -> None:
+    def __init__(self, folder: Path, path: Path, settings: ClientSettings) -> None:
         self._layout = DocumentLayout(folder, settings)
-        self._lines = folder / f"{name}.jsonl"
-        self._name = name
-        self._pages: dict[int, str] = {}
-        self._records: list[dict[str, Any]] = []
-        self._path = Path(name)
+        self._path = path
+        self._name = safe_name(path.stem)
+        self._lines = folder / f"{self._name}.jsonl"
+        self._records: dict[int, dict[str, Any]] = {}
 
     def add(self, page: Page, result: OcrResult) -> None:
         """Write a page's figures and remember its text."""
-        self._path = page.document
         markdown = self._layout.save_page(self._name, page, result)
-        self._pages[page.number] = markdown
-        record = {"document": str(page.document), "page": page.number, **result.to_dict()}
-        self._records.append({**record, "markdown": markdown})
+        self._records[page.number] = {**page_record(page, result), "markdown": markdown}
 
     def finish(self) -> None:
         """Write the Markdown and the JSON lines."""
-        if not self._pages:
+        if not self._records:
             return
-        self._layout.finish(self._name, self._path, list(self._pages), self._pages.__getitem__, {})
-        with atomic_write(self._lines) as file:
-            for record in self._records:
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        pages = list(self._records)
+        self._layout.finish(self._name, self._path, pages, lambda page: self._records[page]["markdown"], {})
+        write_lines(self._lines, self._records.values())
 
 
-def _in_comment(text: str) -> str:
-    return text.replace("--", "- -").replace(">", "")
+def page_record(page: Page, result: OcrResult) -> dict[str, Any]:
+    """JSON-ready: a page's result, and which page it is."""
+    return {"document": str(page.document), "page": page.number, **result.to_dict()}

@@ -107,8 +107,7 @@ class MarkdownStream:
         self._newlines += text[: len(text) - len(body)]
         if not body:
             return
-        if self._label:  # the region has text of its own, so the label was a label
-            self._label = ""
+        self._label = ""  # the region has text of its own, so the label was a label
         yield self._space()
         kept = body.rstrip()
         yield kept

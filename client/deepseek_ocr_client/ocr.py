@@ -6,27 +6,25 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from os import PathLike
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepseek_ocr_client.aio import AsyncOcrClient, Reading, StreamState
 from deepseek_ocr_client.connection import Tls
+from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import RequestCancelled, ServerFailed
+from deepseek_ocr_client.images import ImageInput, encode_image
 from deepseek_ocr_client.loop_thread import Call, LoopThread, loop_thread
-from deepseek_ocr_client.pages import Page, PageResult
-from deepseek_ocr_client.request import OcrOptions, new_request_id
+from deepseek_ocr_client.pages import Document, Page, PageResult
+from deepseek_ocr_client.request import OcrOptions, RequestOptions, new_request_id
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from os import PathLike
-    from typing import Self
-
-    from deepseek_ocr_client.images import ImageInput
-    from deepseek_ocr_client.pages import Document
+    from typing_extensions import Self, Unpack  # noqa: UP035 - typing has them from Python 3.11
 
 Result = TypeVar("Result")
 END_SECONDS = 15.0  # at most, for a cancelled request to clean up; longer than shared memory is waited for
@@ -40,13 +38,7 @@ class OcrStream(StreamState):
 
     _call: Call[OcrResult] | None = None
 
-    def __init__(
-        self,
-        client: OcrClient,
-        reading: Reading,
-        request_id: str,
-        prompt: str | None,
-    ) -> None:
+    def __init__(self, client: OcrClient, reading: Reading, request_id: str, prompt: str | None) -> None:
         super().__init__(request_id, prompt)
         self._client = client
         self._reading = reading
@@ -129,43 +121,23 @@ class OcrClient:
         self._refusal: Callable[[], Exception] | None = None  # why nothing more is started
 
     def ocr(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrResult:
         """Read one page.
 
-        `image`: a path, bytes, a PIL image or a uint8 array. `mode`: tiny, small, base, large or gundam.
-        `retention`: share of the visual tokens to keep, 1 = all, None = the dynamic rule. `max_tokens`:
-        output tokens at most. `no_repeat_ngram`: (n, window) in tokens. `time_limit`: seconds.
+        `image`: a path, bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB.
+        `options`: `mode`, `prompt`, `retention`, `max_tokens`, `no_repeat_ngram` and `time_limit`, as
+        `OcrOptions` explains them. `request_id`: as the server logs it, made up unless given.
 
         Over gRPC the request is streamed, because only a stream can be cancelled.
         """
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.read(self._encode(image), options, request_id)
+        return self.read(encode_image(image, self.settings), OcrOptions(**options), request_id)
 
     def stream(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        prompt: str | None = None,
-        retention: float | None = None,
-        max_tokens: int | None = None,
-        no_repeat_ngram: tuple[int, int] | None = None,
-        time_limit: float | None = None,
-        request_id: str | None = None,
+        self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrStream:
         """Read one page and get its text as it's written; options as in `ocr`. gRPC only."""
-        options = OcrOptions(mode, prompt, retention, max_tokens, no_repeat_ngram, time_limit)
-        return self.open_stream(self._encode(image), options, request_id)
+        return self.open_stream(encode_image(image, self.settings), OcrOptions(**options), request_id)
 
     def ocr_document(
         self,
@@ -182,8 +154,6 @@ class OcrClient:
         rendered and under way at a time. A page that fails comes as a `PageResult` with its `error`; what
         concerns the whole document (no such file, wrong password) is raised.
         """
-        from deepseek_ocr_client.documents import open_document
-
         document = open_document(path, self.settings, password)
         try:
             numbers = document.choose(pages)
@@ -193,11 +163,7 @@ class OcrClient:
         return self._read_document(document, numbers, options, concurrency)
 
     def _read_document(
-        self,
-        document: Document,
-        numbers: Iterable[int],
-        options: OcrOptions | None,
-        concurrency: int | None,
+        self, document: Document, numbers: Iterable[int], options: OcrOptions | None, concurrency: int | None
     ) -> Generator[PageResult, None, None]:
         with document:
             results = self._core.read_document(document, numbers, options, concurrency)
@@ -226,7 +192,7 @@ class OcrClient:
         return self._start(self._core.read, image, options, request_id, patient=patient).result()
 
     def open_stream(self, image: bytes, options: OcrOptions, request_id: str | None = None) -> OcrStream:
-        """Stream an encoded image with options that are made already."""
+        """As `stream`, of an encoded image and options that are made already."""
         request_id = request_id or new_request_id()
         return OcrStream(self, self._core.reading(image, options, request_id), request_id, options.prompt)
 
@@ -279,11 +245,6 @@ class OcrClient:
     def _under_way(self) -> list[Call[Any]]:
         with self._mutex:
             return [call for call in self._calls if not call.future.done()]
-
-    def _encode(self, image: ImageInput) -> bytes:
-        from deepseek_ocr_client.images import encode_image
-
-        return encode_image(image, self.settings)
 
     def __enter__(self) -> Self:
         return self

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from uuid import uuid4
 
 from PIL import Image
 
@@ -32,35 +32,29 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        part = path.with_name(f".{uuid4().hex}.part")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with part.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            part.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise InvalidRequest(f"{path} can't be written: {error.strerror or error}.") from None
 
 
-def _umask() -> int:
-    """The process's umask; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def document_name(path: Path) -> str:
-    """A document's name for its output files: the file's stem, without what links and shells trip over."""
-    return safe_name(path.stem)
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines; `InvalidRequest` where it can't be written."""
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def safe_name(name: str) -> str:
-    """A file name that's safe on every system and inside a Markdown link; long ones are cut."""
+    """A file name that's safe on every system and inside a Markdown link, of 150 bytes at most."""
     cleaned = _UNSAFE.sub("_", name).strip(". ") or "document"
     return cleaned.encode()[:150].decode(errors="ignore")
 
@@ -81,13 +75,12 @@ def save_page(folder: Path, name: str, page: Page, result: OcrResult, settings: 
         home = (folder / name).parent
         for number, box in enumerate(boxes, start=1):
             with atomic_write(home / figure_path(name, page.number, number)) as file:
-                file.write(_crop(picture, box, settings.figure_quality))
+                _crop(picture, box).save(file, format="JPEG", quality=settings.figure_quality)
     return markdown
 
 
-def _crop(picture: Image.Image, box: Box, quality: int) -> bytes:
+def _crop(picture: Image.Image, box: Box) -> Image.Image:
+    """What `box` (picture pixels) holds, or a pixel or a line of them where it has no area."""
     left, top = min(box.x1, picture.width - 1), min(box.y1, picture.height - 1)
     right, bottom = max(min(box.x2, picture.width), left + 1), max(min(box.y2, picture.height), top + 1)
-    buffer = io.BytesIO()
-    picture.crop((left, top, right, bottom)).save(buffer, format="JPEG", quality=quality)
-    return buffer.getvalue()
+    return picture.crop((left, top, right, bottom))

@@ -13,7 +13,7 @@ from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # noqa: UP035 - typing has it from Python 3.11
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 
 from deepseek_ocr_client.errors import InvalidRequest, ServerUnavailable
 
@@ -15,51 +13,36 @@ _LINE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value
 _LABEL = re.compile(r'(?P<name>[A-Za-z_]\w*)="(?P<value>(?:[^"\\]|\\.)*)"')
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line: a metric's labels and its value."""
-
-    labels: Mapping[str, str]
-    value: float
-
-
 class Metrics:
     """A page of metrics."""
 
     def __init__(self, text: str) -> None:
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}  # labels and value, by name
         for line in text.splitlines():
             match = _LINE.fullmatch(line.strip())
             if match is None:
                 continue
             labels = {found["name"]: found["value"] for found in _LABEL.finditer(match["labels"] or "")}
-            try:
-                sample = Sample(labels, float(match["value"]))
-            except ValueError:
-                continue
-            self._samples.setdefault(match["name"], []).append(sample)
+            with suppress(ValueError):
+                value = float(match["value"])
+                self._samples.setdefault(match["name"], []).append((labels, value))
 
-    def total(self, name: str, **labels: str) -> float | None:
-        """The sum over a metric's samples with these labels; None where there's none."""
-        found = [
-            sample.value
-            for sample in self._samples.get(name, [])
-            if all(sample.labels.get(key) == value for key, value in labels.items())
-        ]
-        return sum(found) if found else None
+    def total(self, name: str) -> float | None:
+        """The sum over a metric's samples; None where there's none."""
+        found = self._samples.get(name)
+        return sum(value for _, value in found) if found else None
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """A metric's values by one label."""
+        """A metric's sums by the values of one label."""
         found: dict[str, float] = {}
-        for sample in self._samples.get(name, []):
-            if label in sample.labels:
-                key = sample.labels[label]
-                found[key] = found.get(key, 0.0) + sample.value
+        for labels, value in self._samples.get(name, []):
+            if label in labels:
+                found[labels[label]] = found.get(labels[label], 0.0) + value
         return found
 
 
 def fetch(url: str, timeout: float) -> Metrics:
-    """The metrics at `url` (http or https).
+    """The metrics at `url` (http or https), waited for `timeout` seconds at most.
 
     Raises `InvalidRequest` for another kind of address, `ServerUnavailable` where nothing answers.
     """
@@ -68,7 +51,7 @@ def fetch(url: str, timeout: float) -> Metrics:
     try:
         with urllib.request.urlopen(url, timeout=timeout) as page:  # noqa: S310 - checked above
             return Metrics(page.read(MAX_BYTES).decode("utf-8", "replace"))
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise ServerUnavailable(
             f"No metrics at {url}: {reason}.", "Give their address with --metrics-url."

@@ -5,17 +5,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
 
 from deepseek_ocr_client import contract
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
 from deepseek_ocr_client.geometry import Layout
 from deepseek_ocr_client.markdown import labels_are_text
 from deepseek_ocr_client.result import OcrResult, Timings
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 class Answer(Protocol):
@@ -25,13 +24,25 @@ class Answer(Protocol):
         """The output tensor `name`, or None."""
 
 
+class RequestOptions(TypedDict, total=False):
+    """The fields of `OcrOptions` as the keywords of `ocr` and `stream`."""
+
+    mode: str | None
+    prompt: str | None
+    retention: float | None
+    max_tokens: int | None
+    no_repeat_ngram: tuple[int, int] | None
+    time_limit: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class OcrOptions:
     """What a request may say beyond its image; None leaves the choice to the server.
 
-    A field is an input of the contract, its name in lower case.
+    A field is an input of the contract, its name in lower case. Impossible values raise `InvalidRequest`.
 
-    `retention`: 1 is pruning off, 0 < r < 1 a fixed share of the visual tokens, None the dynamic rule.
+    `mode`: tiny, small, base, large or gundam. `prompt`: a text with one `<image>` in it. `retention`: 1 is
+    pruning off, 0 < r < 1 a fixed share of the content tokens. `max_tokens`: output tokens at most.
     `no_repeat_ngram`: (n, window) in tokens, n = 0 is off. `time_limit`: seconds, queueing included.
     """
 
@@ -64,7 +75,10 @@ def new_request_id() -> str:
 
 
 def build_inputs(image: bytes, options: OcrOptions, tensor: Callable[..., Any]) -> list[Any]:
-    """Input tensors of a request, those that have a value; `tensor` is the InferInput class to make them with."""
+    """Input tensors of a request, those that have a value; `tensor` is the InferInput class to make them with.
+
+    `InvalidRequest` for numbers that don't fit into 32 bits.
+    """
     inputs = []
     for each in contract.INPUTS:
         value = image if each is contract.IMAGE else getattr(options, each.name.lower())
@@ -75,21 +89,10 @@ def build_inputs(image: bytes, options: OcrOptions, tensor: Callable[..., Any]) 
     return inputs
 
 
-def bytes_array(value: bytes) -> npt.NDArray[Any]:
-    """A BYTES [1] array."""
-    import numpy as np
-
-    array = np.empty(1, dtype=object)
-    array[0] = value
-    return array
-
-
 def _array(tensor: contract.Tensor, value: Any) -> npt.NDArray[Any]:
     """The value of an option as an array of the tensor's type and shape."""
-    import numpy as np
-
     if tensor.dtype == "BYTES":
-        return bytes_array(value.encode() if isinstance(value, str) else value)
+        return np.array([value.encode() if isinstance(value, str) else value], object)
     if tensor.dtype == "FP32":
         return np.array(value, np.float32).reshape(tensor.shape)
     values = value if isinstance(value, Sequence) else [value]
@@ -146,7 +149,7 @@ class ResultBuilder:
             visual_tokens=int(tokens[0]),
             kept_tokens=int(tokens[1]),
             output_tokens=int(tokens[2]),
-            kept=self._kept(),
+            kept=self._found.get(contract.KEPT, np.zeros(0)).astype(np.int32),
             layout=Layout.of(self._found[contract.LAYOUT_TENSOR].tolist()),
             timings=Timings(*timings) if timings else None,
             request_id=self.request_id,
@@ -163,11 +166,6 @@ class ResultBuilder:
             raise ServerFailed(f"The server's {tensor.name} has {array.size} numbers instead of {count}.")
         numbers: list[float] = array[:count].tolist()
         return numbers
-
-    def _kept(self) -> npt.NDArray[np.int32]:
-        import numpy as np
-
-        return self._found.get(contract.KEPT, np.zeros(0)).astype(np.int32)
 
 
 def _text(answer: Answer, tensor: contract.Tensor) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from deepseek_ocr_client.geometry import Layout, TokenMap, to_pixels
 from deepseek_ocr_client.markdown import default_figure_name, segments, to_markdown
 from deepseek_ocr_client.tags import Box
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 UNFINISHED = {
     "length": "the output reached its token limit",
@@ -65,8 +64,9 @@ class OcrResult:
 
     `text` is what the model wrote, tags included, without the tail that the repetition guard cut off;
     `visual_tokens` and `kept_tokens` count the visual sequence before and after pruning (newlines and
-    separator included); `kept` are the kept positions of that sequence, INT32, ascending; `model_text` is
-    the untouched output where the guard cut something.
+    separator included); `kept` are the kept positions of that sequence, INT32 [kept_tokens], ascending;
+    `timings` are None where the server sent none; `model_text` is the untouched output where the guard cut
+    something; `text_labels` says that the prompt made the model write text into the tags' labels.
     """
 
     text: str
@@ -128,6 +128,9 @@ class OcrResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything that the server said, and the Markdown."""
+        timings = None
+        if self.timings is not None:
+            timings = {name: round(seconds, 6) for name, seconds in self.timings._asdict().items()}
         return {
             "request_id": self.request_id,
             "finish_reason": self.finish_reason,
@@ -137,16 +140,12 @@ class OcrResult:
             "size": {"width": self.layout.width, "height": self.layout.height},
             "visual_tokens": {"before": self.visual_tokens, "after": self.kept_tokens},
             "output_tokens": self.output_tokens,
-            "kept": [int(position) for position in self.kept],
+            "kept": self.kept.tolist(),
             "layout": {
                 "side": self.layout.side,
                 "tiles": [self.layout.columns, self.layout.rows],
                 "padding": [self.layout.left, self.layout.top],
                 "scale": self.layout.scale,
             },
-            "timings": None if self.timings is None else _rounded(self.timings._asdict()),
+            "timings": timings,
         }
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in seconds.items()}

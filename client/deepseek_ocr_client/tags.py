@@ -95,8 +95,6 @@ class TagParser:
         self._state = self._text
         self._carry = ""  # an unfinished tag at the end of the last piece
         self._held: list[str] = []  # what was read since <|ref|>, as written
-        self._label: list[str] = []
-        self._detection: list[str] = []
         self._size = 0  # characters in the part being read
         self._events: list[Event] = []
 
@@ -126,7 +124,7 @@ class TagParser:
     def _give_up(self, more: str = "") -> None:
         """What was held is no tag after all: it's text."""
         self._emit("".join(self._held) + more)
-        self._held, self._label, self._detection, self._size = [], [], [], 0
+        self._held, self._size = [], 0
         self._state = self._text
 
     def _wait(self, data: str, length: int) -> int:
@@ -152,7 +150,6 @@ class TagParser:
         length = 0 if tag else _unfinished(data, at)
         part = data[at : tag.start() if tag else len(data) - length]
         self._held.append(part)
-        self._label.append(part)
         self._size += len(part)
         if self._size > MAX_LABEL:
             self._give_up()
@@ -184,7 +181,6 @@ class TagParser:
         match = _DETECTION_CHARACTERS.match(data, at)
         end = match.end() if match else at
         self._held.append(data[at:end])
-        self._detection.append(data[at:end])
         self._size += end - at
         if self._size > MAX_DETECTION:
             self._give_up()
@@ -201,14 +197,12 @@ class TagParser:
         return end
 
     def _finish(self) -> None:
-        parsed = parse_boxes("".join(self._detection))
-        if parsed is None:
-            self._give_up()
-            return
-        tag = RegionTag("".join(self._label).strip(), parsed[0], "".join(self._held), parsed[1])
-        self._held = []
+        raw = "".join(self._held)
+        label, _, detection = raw[len(REF) : -len(END_DET)].partition(END_REF + DET)
+        if parsed := parse_boxes(detection):
+            self._events.append(RegionTag(label.strip(), parsed[0], raw, parsed[1]))
+            self._held = []
         self._give_up()
-        self._events.append(tag)
 
 
 def parse(text: str) -> Iterator[Event]:

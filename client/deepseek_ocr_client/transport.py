@@ -13,9 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from deepseek_ocr_client.connection import Endpoint
+from deepseek_ocr_client.connection import Endpoint, Tls
 from deepseek_ocr_client.contract import IMAGE
 from deepseek_ocr_client.errors import (
     ClientError,
@@ -25,7 +26,7 @@ from deepseek_ocr_client.errors import (
     no_server,
     triton_error,
 )
-from deepseek_ocr_client.request import Answer, OcrOptions, build_inputs, bytes_array
+from deepseek_ocr_client.request import Answer, OcrOptions, build_inputs
 from deepseek_ocr_client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 
 # A cancelled request holds its shared memory until its model has seen the cancel.
@@ -49,13 +50,13 @@ class GrpcTransport:
         self._rpc_error = grpc.RpcError
         self._ready = grpc.ChannelConnectivity.READY
         self._internal = grpc.StatusCode.INTERNAL
-        ca, certificate, key = endpoint.tls.paths if endpoint.tls else (None, None, None)
+        tls = endpoint.tls or Tls()
         self._client = InferenceServerClient(
             endpoint.address,
             ssl=endpoint.tls is not None,
-            root_certificates=ca,
-            certificate_chain=certificate,
-            private_key=key,
+            root_certificates=tls.ca,
+            certificate_chain=tls.certificate,
+            private_key=tls.key,
             # Pings while a request runs, so that a host that went away is noticed.
             keepalive_options=KeepAliveOptions(keepalive_time_ms=int(settings.keepalive_time * 1000)),
         )
@@ -63,7 +64,10 @@ class GrpcTransport:
     async def answers(
         self, image: bytes, options: OcrOptions, request_id: str, timeout: float
     ) -> AsyncGenerator[Answer, None]:
-        """One request to the streaming model, its answers as they come; closing the iterator stops it."""
+        """One request to the streaming model, its answers as they come; closing the iterator stops it.
+
+        `timeout`: seconds for all of them. What goes wrong is raised as a `ClientError`.
+        """
         async with self._inputs(image, options) as inputs:
 
             async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -72,14 +76,11 @@ class GrpcTransport:
 
             responses = self._client.stream_infer(requests(), stream_timeout=timeout, headers=self._headers)
             try:
-                while True:
-                    answer, error = await responses.__anext__()
+                async for answer, error in responses:
                     if error is not None:
                         raise self._error(error)
                     if answer.get_response().outputs:
                         yield answer
-            except StopAsyncIteration:
-                return
             except self._rpc_error as error:
                 if error.code() is self._internal:
                     # Triton's comes inside the stream. This is gRPC's own: the call ended while the image was
@@ -115,7 +116,7 @@ class GrpcTransport:
             return
         from tritonclient.utils import shared_memory
 
-        serialized = serialize_byte_tensor(bytes_array(image))  # four bytes of length, then the image
+        serialized = serialize_byte_tensor(np.array([image], object))  # four bytes of length, then the image
         size = len(serialized.item())
         name = f"deepseek-ocr-{uuid.uuid4().hex}"  # unguessable, so that nobody else finds the page
         region = shared_memory.create_shared_memory_region(name, "/" + name, size, create_only=True)
@@ -216,8 +217,7 @@ def tls_context(endpoint: Endpoint) -> ssl.SSLContext | None:
     """A context that checks the server's certificate, with the endpoint's files; None without TLS."""
     if endpoint.tls is None:
         return None
-    ca, certificate, key = endpoint.tls.paths
-    context = ssl.create_default_context(cafile=ca)
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
+    context = ssl.create_default_context(cafile=endpoint.tls.ca)
+    if endpoint.tls.certificate is not None:
+        context.load_cert_chain(endpoint.tls.certificate, endpoint.tls.key)
     return context

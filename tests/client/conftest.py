@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import IO, TypedDict
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -33,7 +33,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Options(TypedDict, total=False):
-    """Options of a request."""
+    """Options of a request; a call may add the others."""
 
     mode: str
     prompt: str
@@ -71,12 +71,16 @@ def client(ocr_server: RunningServer) -> Iterator[OcrClient]:
         yield found
 
 
-def environment(server: RunningServer | None, **more: str) -> dict[str, str]:
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, ocr_server: RunningServer) -> str:
+    """The address of the session's server, with each scheme in turn."""
+    return f"{request.param}://{ocr_server.grpc_url if request.param == 'grpc' else ocr_server.http_url}"
+
+
+def environment(server: RunningServer, **more: str) -> dict[str, str]:
     """The environment of a command line that talks to `server`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_OCR_")}
-    if server is not None:
-        kept |= {"DEEPSEEK_OCR_URL": server.grpc_url, "DEEPSEEK_OCR_METRICS_URL": server.metrics_url}
-    return kept | more
+    return kept | {"DEEPSEEK_OCR_URL": server.grpc_url, "DEEPSEEK_OCR_METRICS_URL": server.metrics_url} | more
 
 
 def command(*arguments: object) -> list[str]:
@@ -84,16 +88,32 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "deepseek_ocr_client", *map(str, arguments)]
 
 
+def start(
+    server: RunningServer, *arguments: object, stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """`deepseek-ocr ARGUMENTS...` under way."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(server),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
 @pytest.fixture
 def run(ocr_server: RunningServer) -> Run:
     """Runs `deepseek-ocr ARGUMENTS...` against the session's server."""
 
-    def call(*arguments: object, data: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: object, stdin: IO[bytes] | None = None, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*arguments),
             cwd=ROOT,
             env=environment(ocr_server, **more),
-            input=data,
+            stdin=stdin,
             capture_output=True,
             text=True,
             timeout=240,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,12 @@ from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources
 from deepseek_ocr_client.journal import NAME
 from deepseek_ocr_client.layouts import DocumentLayout
-from tests.client.conftest import Run, command, environment
+from deepseek_ocr_client.pages import Page
+from deepseek_ocr_client.result import OcrResult
+from tests.client.conftest import Run, start
 from tests.client.forwarder import Forwarder
 from tests.client.pdf_files import PageSpec, make_pdf, text_pages
-from tests.serving.running import ROOT, RunningServer
+from tests.serving.running import RunningServer
 
 pytestmark = pytest.mark.serving
 QUICK = ("--mode", "tiny", "--max-tokens", "4", "--quiet")
@@ -103,22 +105,12 @@ def test_a_document_that_grew_is_read_again_whole(run: Run, documents: Path, tmp
     assert pages(out, "report") == [1, 2, 3, 4, 5]
 
 
-def start(server: RunningServer, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), cwd=ROOT, env=environment(server), stderr=subprocess.PIPE, text=True
-    )
-
-
 def wait_for_pages(process: subprocess.Popen[str], folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while not (folder / NAME).exists() or len((folder / NAME).read_bytes().splitlines()) <= count:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def no_leftovers(folder: Path) -> bool:
-    return not list(folder.rglob("*.part"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -144,7 +136,7 @@ def test_a_run_that_is_stopped_goes_on_without_loss_or_duplicates(
     if kept is not None:
         assert f"{24 - kept} pages read, {kept} there already" in done.stderr
     assert (out / "long.md").read_text().count("<!-- page ") == 23
-    assert no_leftovers(out)
+    assert not list(out.rglob("*.part"))
 
 
 def test_omnidocbench_layout(run: Run, tmp_path: Path) -> None:
@@ -169,83 +161,68 @@ def gate(ocr_server: RunningServer) -> Iterator[Forwarder]:
         yield found.start()
 
 
-def read(url: str, source: Path, out: Path, **settings: float) -> Report:
-    with OcrClient(url, settings=ClientSettings(**settings)) as client:  # type: ignore[arg-type]
+class Disturbed(DocumentLayout):
+    """Something happens before page 1, 2, 3, ... is saved."""
+
+    def __init__(self, folder: Path, settings: ClientSettings, disturb: Callable[[int], object]) -> None:
+        super().__init__(folder, settings)
+        self._disturb = disturb
+        self._count = itertools.count(1)
+
+    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+        self._disturb(next(self._count))
+        return super().save_page(name, page, result)
+
+
+def read(
+    url: str, source: Path, settings: ClientSettings, disturb: Callable[[int], object] = lambda number: None
+) -> Report:
+    """Reads `source` into the folder `out` beside it."""
+    out = source.parent / "out"
+    with OcrClient(url, settings=settings) as client:
         options = OcrOptions(mode="tiny", max_tokens=4)
-        batch = Batch(client, out, DocumentLayout(out, client.settings), options=options)
-        return batch.run(find_sources([str(source)]))
+        return Batch(client, out, Disturbed(out, settings, disturb), options=options).run(
+            find_sources([str(source)])
+        )
 
 
 def test_a_server_that_goes_away_stops_the_run_and_keeps_its_pages(
     ocr_server: RunningServer, gate: Forwarder, tmp_path: Path
 ) -> None:
     (tmp_path / "a.pdf").write_bytes(text_pages(30))
-    out = tmp_path / "out"
 
-    class Cut(DocumentLayout):
-        """Cuts the line after some pages."""
-
-        saved = 0
-
-        def save_page(self, *arguments: object) -> str:
-            self.saved += 1
-            if self.saved == 6:
-                gate.close()
-            return super().save_page(*arguments)  # type: ignore[arg-type]
+    def cut(number: int) -> None:
+        if number == 6:
+            gate.close()
 
     settings = ClientSettings(concurrency=2, retries=1, backoff=0.01)
-    with OcrClient(gate.address, settings=settings) as client:
-        batch = Batch(client, out, Cut(out, settings), options=OcrOptions(mode="tiny", max_tokens=4))
-        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    report = read(gate.address, tmp_path / "a.pdf", settings, cut)
     assert isinstance(report.stopped, ServerUnavailable)
     assert 6 <= report.pages < 30
     assert len(report.failures) < 3  # it didn't go through the rest page by page
-    assert len(pages(out, "a")) == report.pages
-    rest = read(ocr_server.grpc_url, tmp_path / "a.pdf", out)
+    assert len(pages(tmp_path / "out", "a")) == report.pages
+    rest = read(ocr_server.grpc_url, tmp_path / "a.pdf", ClientSettings())
     assert (rest.pages, rest.resumed, rest.failures) == (30 - report.pages, report.pages, [])
 
 
 def test_a_connection_that_breaks_costs_no_page(gate: Forwarder, tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(text_pages(12))
 
-    class Cut(DocumentLayout):
-        """Breaks every connection now and then."""
-
-        saved = 0
-
-        def save_page(self, *arguments: object) -> str:
-            self.saved += 1
-            if self.saved % 4 == 0:
-                gate.cut()
-            return super().save_page(*arguments)  # type: ignore[arg-type]
+    def cut(number: int) -> None:
+        if number % 4 == 0:
+            gate.cut()
 
     settings = ClientSettings(concurrency=3, retries=9, backoff=0.05)
-    with OcrClient(gate.address, settings=settings) as client:
-        batch = Batch(
-            client,
-            tmp_path / "out",
-            Cut(tmp_path / "out", settings),
-            options=OcrOptions(mode="tiny", max_tokens=4),
-        )
-        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    report = read(gate.address, tmp_path / "a.pdf", settings, cut)
     assert (report.pages, report.failures, report.stopped) == (12, [], None)
 
 
 def test_a_folder_that_fills_up_stops_the_run(ocr_server: RunningServer, tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(text_pages(6))
-    out = tmp_path / "out"
-
-    class Blocked(DocumentLayout):
-        """A folder whose document can't be written."""
-
-        def finish(self, *arguments: object) -> None:
-            os.mkdir(self._markdown("a"))
-            super().finish(*arguments)  # type: ignore[arg-type]
-
-    settings = ClientSettings()
-    with OcrClient(ocr_server.grpc_url, settings=settings) as client:
-        batch = Batch(client, out, Blocked(out, settings), options=OcrOptions(mode="tiny", max_tokens=4))
-        report = batch.run(find_sources([str(tmp_path / "a.pdf")]))
+    blocked = tmp_path / "out" / "a.md"  # a folder where the document should go
+    report = read(
+        ocr_server.grpc_url, tmp_path / "a.pdf", ClientSettings(), lambda number: blocked.mkdir(exist_ok=True)
+    )
     assert report.stopped is not None
     assert "can't be written" in str(report.stopped)
-    assert pages(out, "a") == [1, 2, 3, 4, 5, 6]
+    assert pages(tmp_path / "out", "a") == [1, 2, 3, 4, 5, 6]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,8 +14,8 @@ from PIL import Image
 
 from deepseek_ocr_client.cli.report import harmless
 from deepseek_ocr_client.errors import ExitCode
-from tests.client.conftest import LONG, Run, command, environment
-from tests.client.pdf_files import PageSpec, make_pdf, text_pages
+from tests.client.conftest import LONG, Run, start
+from tests.client.pdf_files import LOCKED, text_pages
 from tests.serving.running import ROOT, RunningServer
 
 pytestmark = pytest.mark.serving
@@ -28,36 +27,26 @@ def test_ocr_prints_text_and_facts_apart(run: Run, page: Path, tmp_path: Path) -
     done = run("ocr", page, *QUICK, "--facts", "--truth", tmp_path / "truth.md")
     assert done.returncode == ExitCode.OK, done.stderr
     facts = next(line for line in done.stderr.splitlines() if line.startswith("mode "))
-    for words in (
+    parts = (
         "mode tiny",
         "visual tokens 73 -> ",
         "output tokens ",
         "character error rate ",
         "first token ",
         "total ",
-    ):
-        assert words in facts
+    )
+    assert all(part in facts for part in parts), facts
     assert "visual tokens" not in done.stdout
 
 
 def test_json_and_http_and_standard_input(run: Run, ocr_server: RunningServer, page: Path) -> None:
-    url = f"http://{ocr_server.http_url}"
     texts = set()
-    for arguments in ((page,), (page, "--url", url)):
-        done = run("ocr", *arguments, *QUICK, "--json")
-        record = json.loads(done.stdout)
+    for url in (ocr_server.grpc_url, f"http://{ocr_server.http_url}"):
+        record = json.loads(run("ocr", page, "--url", url, *QUICK, "--json").stdout)
         assert (record["page"], record["size"]) == (1, {"width": 600, "height": 800})
         texts.add(record["text"])
-    piped = subprocess.run(
-        command("ocr", "-", *QUICK, "--raw"),
-        cwd=ROOT,
-        env=environment(ocr_server),
-        input=page.read_bytes(),
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    texts.add(piped.stdout.decode().removesuffix("\n"))
+    with page.open("rb") as file:
+        texts.add(run("ocr", "-", *QUICK, "--raw", stdin=file).stdout.removesuffix("\n"))
     assert len(texts) == 1
 
 
@@ -73,20 +62,14 @@ def test_several_pages_have_breaks_and_files(run: Run, tmp_path: Path) -> None:
 
 def test_text_comes_while_it_is_written(endless_server: RunningServer, long_page: Path) -> None:
     options = ["--mode", LONG["mode"], "--max-tokens", LONG["max_tokens"], "--no-repeat-ngram", "0,0"]
-    with subprocess.Popen(
-        command("ocr", long_page, *options, "--prompt", "free", "--raw"),
-        cwd=ROOT,
-        env=environment(endless_server),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with start(endless_server, "ocr", long_page, *options, "--prompt", "free", "--raw") as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
         assert process.poll() is None  # still being written
         process.send_signal(2)
         _, said = process.communicate(timeout=60)
         assert process.returncode == ExitCode.INTERRUPTED
-        assert said.decode().strip().endswith("interrupted")
+        assert said.strip().endswith("interrupted")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +122,7 @@ def test_a_time_limit_has_its_own_code(
 
 
 def test_a_password_comes_from_the_environment(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(make_pdf([PageSpec(["secret"])], password="sesame"))
+    (tmp_path / "a.pdf").write_bytes(LOCKED)
     assert run("ocr", tmp_path / "a.pdf", *QUICK).returncode == ExitCode.INPUT
     assert run("ocr", tmp_path / "a.pdf", *QUICK, DEEPSEEK_OCR_PASSWORD="sesame").returncode == ExitCode.OK
 
@@ -197,14 +180,8 @@ def test_help_needs_no_server_and_no_heavy_imports() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error(ocr_server: RunningServer, page: Path) -> None:
-    with subprocess.Popen(
-        command("ocr", page, page, *QUICK),
-        cwd=ROOT,
-        env=environment(ocr_server),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert isinstance(process.stdout, io.BufferedReader)
+    with start(ocr_server, "ocr", page, page, *QUICK) as process:
+        assert process.stdout is not None
         process.stdout.close()
         _, said = process.communicate(timeout=120)
-    assert b"Traceback" not in said
+    assert "Traceback" not in said

@@ -48,24 +48,16 @@ def test_what_is_no_layout_is_refused(values: list[int]) -> None:
 def test_tokens_of_a_padded_page_lie_where_the_page_is() -> None:
     # 512 x 1024 page in a 1024 px view: 256 px of padding left and right, so 4 empty columns on each side.
     tokens = TokenMap(Layout.of([1024, 0, 0, 512, 1024, 256, 0, 10_000]))
-    first_row = [tokens.token(position) for position in range(17)]
-    assert first_row[16] is None  # the row's newline
-    assert first_row[3] is not None
-    assert first_row[3].area == Rectangle(0, 0, 0, 64)  # padding shows nothing of the page
-    assert first_row[4] is not None
-    assert first_row[4].area == Rectangle(0, 0, 64, 64)
-    assert first_row[11] is not None
-    assert first_row[11].area == Rectangle(448, 0, 512, 64)
-    assert tokens.token(272) is None  # the separator
-    assert tokens.token(273) is None
-    assert tokens.token(-1) is None
+    assert tokens.token(3) == ("global", 3, 0, Rectangle(0, 0, 0, 64))  # padding shows nothing of the page
+    assert tokens.token(4) == ("global", 4, 0, Rectangle(0, 0, 64, 64))
+    assert tokens.token(11) == ("global", 11, 0, Rectangle(448, 0, 512, 64))
+    # A row's newline, the separator, and what is beyond either end.
+    assert [tokens.token(position) for position in (16, 272, 273, -1)] == [None] * 4
 
 
 def test_tokens_of_a_stretched_page_cover_it() -> None:
     tokens = TokenMap(Layout.of([640, 0, 0, 100, 200, 0, 0, 32_000]))
-    last = tokens.token(9 * 11 + 9)
-    assert last is not None
-    assert last.area == Rectangle(90, 180, 100, 200)
+    assert tokens.token(9 * 11 + 9) == ("global", 9, 9, Rectangle(90, 180, 100, 200))
 
 
 def test_tiles_come_first_then_the_global_view() -> None:

@@ -51,6 +51,7 @@ def test_grey_and_transparent_arrays() -> None:
         assert np.array_equal(decoded(encode_image(array, SETTINGS))[:, :, 0], grey)
     clear = np.zeros((4, 4, 4), np.uint8)  # black, but wholly transparent: paper shows through
     assert decoded(encode_image(clear, SETTINGS)).min() == 255
+    assert decoded(encode_image(Image.fromarray(clear).convert("P"), SETTINGS)).min() == 255
 
 
 def test_photographs_are_turned_upright() -> None:

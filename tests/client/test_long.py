@@ -15,11 +15,11 @@ import pytest
 
 from deepseek_ocr_client.markdown import MarkdownStream, to_markdown
 from deepseek_ocr_client.tags import RegionTag, TagParser, parse
-from tests.client.conftest import command, environment
+from tests.client.conftest import start
 from tests.client.pdf_files import text_pages
-from tests.client.test_batch import no_leftovers, pages, wait_for_pages
+from tests.client.test_batch import pages, wait_for_pages
 from tests.client.test_tags import ALPHABET, joined
-from tests.serving.running import ROOT, RunningServer
+from tests.serving.running import RunningServer
 
 PAGES = 300
 MEMORY_MIB = 400
@@ -52,13 +52,11 @@ def test_300_pages_in_bounded_memory_killed_and_resumed(
 ) -> None:
     (tmp_path / "book.pdf").write_bytes(text_pages(PAGES))
     out = tmp_path / "out"
-    line = command(
-        "batch", tmp_path / "book.pdf", "--output", out, "--mode", "tiny", "--max-tokens", 16, "--quiet"
-    )
+    line = ["batch", tmp_path / "book.pdf", "--output", out, "--mode", "tiny", "--max-tokens", 16, "--quiet"]
     peaks = []
     for until in (PAGES // 2, 0):
         with (tmp_path / "said.txt").open("w") as said:
-            process = subprocess.Popen(line, cwd=ROOT, env=environment(ocr_server), stderr=said, text=True)
+            process = start(ocr_server, *line, stderr=said)
             wait_for_pages(process, out, 1)
             peaks.append(watched(process, out, until))
     words = (tmp_path / "said.txt").read_text()
@@ -66,7 +64,7 @@ def test_300_pages_in_bounded_memory_killed_and_resumed(
     assert "there already" in words
     assert pages(out, "book") == list(range(1, PAGES + 1))  # no loss, no duplicates
     assert (out / "book.md").read_text().count("<!-- page ") == PAGES - 1
-    assert no_leftovers(out)
+    assert not list(out.rglob("*.part"))
     record_property("peak_mib", peaks)
     print(f"peak memory of the client: {', '.join(f'{peak:.0f}' for peak in peaks)} MiB")
     assert max(peaks) < MEMORY_MIB

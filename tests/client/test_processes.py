@@ -55,15 +55,9 @@ def run(url: str, page: Path, long_page: Path, program: str, **environment: str)
     return done.stdout
 
 
-@pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_forked_process_reads_pages_too(
-    ocr_server: RunningServer, page: Path, long_page: Path, scheme: str
-) -> None:
-    url = ocr_server.grpc_url if scheme == "grpc" else f"http://{ocr_server.http_url}"
-    assert (
-        run(url, page, long_page, FORK.replace("STREAM", "").replace("EXIT", "sys.exit()"))
-        == "True True\nTrue\n"
-    )
+def test_a_forked_process_reads_pages_too(url: str, page: Path, long_page: Path) -> None:
+    program = FORK.replace("STREAM", "").replace("EXIT", "sys.exit()")
+    assert run(url, page, long_page, program) == "True True\nTrue\n"
 
 
 def test_a_process_forked_amid_a_request_says_that_it_cannot(

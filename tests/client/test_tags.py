@@ -71,7 +71,7 @@ def test_boxes_out_of_range_are_brought_into_it_and_marked(written: str, box: Bo
         "[[1, 2, 3, --4]]",
         "[[1., 2, 3, 4]]",
         "[[1, 2, 3, 1234567890123]]",
-        "[[" + "1" * 5000 + ", 2, 3, 4]]",
+        pytest.param("[[" + "1" * 5000 + ", 2, 3, 4]]", id="a number of 5,000 digits"),
         "[[0x1, 2, 3, 4]]",
         "[[1, 2, 3, 4]] or __import__('os')",
         "__import__('os').system('true')",
@@ -95,8 +95,13 @@ def test_what_is_no_box_list_stays_text(written: str) -> None:
         "<|ref|>x<|/ref|><|det|>[[1,2,3,4]]",
         "<|ref|>x<|/ref|><|det|>[[1,2<|ref|>,3,4]]<|/det|>",
         "<|/ref|><|/det|><|ref|",
-        "<|ref|>" + "x" * (MAX_LABEL + 1) + "<|/ref|><|det|>[[1,2,3,4]]<|/det|>",
-        "<|ref|>x<|/ref|><|det|>[[1,2,3,4]" + ",[1,2,3,4]" * (MAX_DETECTION // 10 + 1) + "]<|/det|>",
+        pytest.param(
+            f"<|ref|>{'x' * (MAX_LABEL + 1)}<|/ref|><|det|>[[1,2,3,4]]<|/det|>", id="too long a label"
+        ),
+        pytest.param(
+            f"<|ref|>x<|/ref|><|det|>[[1,2,3,4]{',[1,2,3,4]' * (MAX_DETECTION // 10 + 1)}]<|/det|>",
+            id="too many boxes",
+        ),
         "<",
         "a < b and <| c |>",
     ],
@@ -145,9 +150,7 @@ def test_no_character_is_lost(text: str) -> None:
     for event in events:
         if isinstance(event, RegionTag):
             assert event.boxes
-            for x1, y1, x2, y2 in event.boxes:
-                assert 0 <= x1 <= x2 <= 999
-                assert 0 <= y1 <= y2 <= 999
+            assert all(0 <= x1 <= x2 <= 999 and 0 <= y1 <= y2 <= 999 for x1, y1, x2, y2 in event.boxes)
 
 
 @given(outputs, st.lists(st.integers(0, 200), max_size=30))
@@ -166,24 +169,27 @@ def test_single_characters_find_the_same(text: str) -> None:
     assert joined(events) == joined(list(parse(text)))
 
 
+# What a long hostile text begins with, and what it repeats; short, because they name the tests.
 UNITS = ["<|ref|>", "<", "<|ref|>x<|/ref|><|det|>[[", "x", TITLE, "<|ref|>x<|/ref|>", " ", "<|ref|>x<|/ref"]
-BOXES = "<|ref|>x<|/ref|><|det|>" + "[[1," * 100_000
+HOSTILE = [*(("", unit) for unit in UNITS), ("<|ref|>x<|/ref|><|det|>", "[[1,")]
 
 
 # A parser that copies or scans the rest at every tag needs 10^12 steps for these and runs into the time-out.
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("text", [*(unit * (4_000_000 // len(unit)) for unit in UNITS), BOXES])
-def test_a_long_hostile_text_is_read_in_one_pass(text: str) -> None:
+@pytest.mark.parametrize(("start", "unit"), HOSTILE)
+def test_a_long_hostile_text_is_read_in_one_pass(start: str, unit: str) -> None:
+    text = start + unit * (4_000_000 // len(unit))
     events = list(parse(text))
     assert "".join(event if isinstance(event, str) else event.raw for event in events) == text
 
 
-@pytest.mark.parametrize("text", [*(unit * (100_000 // len(unit)) for unit in UNITS), BOXES])
-def test_what_is_held_back_is_bounded(text: str) -> None:
+@pytest.mark.parametrize(("start", "unit"), HOSTILE)
+def test_what_is_held_back_is_bounded(start: str, unit: str) -> None:
+    text = start + unit * (100_000 // len(unit))
     parser = TagParser()
     fed = given_out = 0
-    for start in range(0, len(text), 5):
-        events = parser.feed(text[start : start + 5])
-        fed += len(text[start : start + 5])
+    for at in range(0, len(text), 5):
+        events = parser.feed(text[at : at + 5])
+        fed += len(text[at : at + 5])
         given_out += sum(len(event if isinstance(event, str) else event.raw) for event in events)
         assert fed - given_out <= MAX_LABEL + MAX_DETECTION + 50

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
@@ -19,7 +15,7 @@ from deepseek_ocr_client.cli.report import complain, say
 from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources
 from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, OutputLayout
-from deepseek_ocr_client.output import atomic_write
+from deepseek_ocr_client.output import write_lines
 from deepseek_ocr_client.pages import pages_of
 
 HELP = "read folders, patterns, images and PDFs into a folder; run it again to resume"
@@ -29,23 +25,20 @@ SHOWN = 20  # failures and warnings listed at the end; the file has them all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="file, folder or pattern like 'scans/*.pdf'"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where results go")
-    parser.add_argument("--concurrency", type=int, metavar="N", help="pages on their way at once; default 8")
-    parser.add_argument("--retries", type=int, metavar="N", help="attempts after the first; default 5")
-    parser.add_argument("--overwrite", action="store_true", help="start over instead of resuming")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument(
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern like 'scans/*.pdf'")
+    add("--output", type=Path, required=True, metavar="DIR", help="where results go")
+    add("--concurrency", type=int, metavar="N", help="pages on their way at once; default 8")
+    add("--retries", type=int, metavar="N", help="attempts after the first; default 5")
+    add("--overwrite", action="store_true", help="start over instead of resuming")
+    add("--quiet", action="store_true", help="no progress bar")
+    add(
         "--layout",
         choices=(DocumentLayout.kind, OmniDocBenchLayout.kind),
         default=DocumentLayout.kind,
         help="one Markdown a document, or predictions for OmniDocBench's evaluation",
     )
-    cli.add_request(parser)
-    cli.add_document(parser)
-    cli.add_connection(parser)
+    cli.add_reading(parser)
 
 
 class Bar:
@@ -53,7 +46,7 @@ class Bar:
 
     def __init__(self, quiet: bool) -> None:
         self._hidden = True if quiet else None  # None: shown on a terminal only
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[None] = tqdm(disable=True)
         self._failed = 0
 
     def pages(self, total: int, finished: int) -> None:
@@ -66,8 +59,6 @@ class Bar:
 
     def page(self, failed: bool) -> None:
         """One more."""
-        if self._bar is None:
-            return
         if failed:
             self._failed += 1
             self._bar.set_postfix(failed=self._failed)
@@ -75,8 +66,7 @@ class Bar:
 
     def close(self) -> None:
         """End."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
@@ -102,9 +92,9 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             overwrite=arguments.overwrite,
             progress=bar,
         )
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
-            with _terminate_like_interrupt():
-                batch.run(sources)
+            batch.run(sources)
         except KeyboardInterrupt:
             bar.close()
             say(
@@ -113,6 +103,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             return ExitCode.INTERRUPTED
         finally:
             bar.close()
+            signal.signal(signal.SIGTERM, before)
     return _conclude(batch.report, arguments.output)
 
 
@@ -120,9 +111,7 @@ def _conclude(report: Report, folder: Path) -> ExitCode:
     """Say how it went, leave the failures in a file, and choose the exit code."""
     errors = folder / ERRORS
     if report.failures:
-        with atomic_write(errors) as file:
-            for failure in report.failures:
-                file.write(json.dumps(failure.to_dict(), ensure_ascii=False).encode() + b"\n")
+        write_lines(errors, (failure.to_dict() for failure in report.failures))
     else:
         errors.unlink(missing_ok=True)
     _list("warning", report.warnings)
@@ -144,17 +133,3 @@ def _list(word: str, lines: list[str]) -> None:
         say(f"{word}: {line}")
     if len(lines) > SHOWN:
         say(f"{word}: {len(lines) - SHOWN} more")
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: requests cancelled, folder resumable."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,18 +6,15 @@ import argparse
 import json
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import complain, facts, read_truth, say, verdict, write
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ClientError, ExitCode, InvalidRequest, TimeLimitExceeded
-from deepseek_ocr_client.layouts import DocumentFiles, page_break
+from deepseek_ocr_client.layouts import DocumentFiles, page_break, page_record
 from deepseek_ocr_client.ocr import OcrClient
-from deepseek_ocr_client.output import document_name
-from deepseek_ocr_client.pages import Document, Page
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult
 
@@ -26,22 +23,15 @@ HELP = "read pages and print their Markdown as it's written"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument("pages_files", nargs="+", metavar="PAGE", help="image or PDF; - is standard input")
-    parser.add_argument("--pages", metavar="1-3,7", help="which pages of a PDF; default: all")
-    parser.add_argument("--json", action="store_true", help="one JSON object a page instead of Markdown")
-    parser.add_argument("--raw", action="store_true", help="the model's text with its tags")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write Markdown, figures and JSON there too"
-    )
-    parser.add_argument(
-        "--facts", action="store_true", help="a line of facts after each page (standard error)"
-    )
-    parser.add_argument(
-        "--truth", type=Path, metavar="FILE", help="with --facts: the right text, for its error rate"
-    )
-    cli.add_request(parser)
-    cli.add_document(parser)
-    cli.add_connection(parser)
+    add = parser.add_argument
+    add("pages_files", nargs="+", metavar="PAGE", help="image or PDF; - is standard input")
+    add("--pages", metavar="1-3,7", help="which pages of a PDF; default: all")
+    add("--json", action="store_true", help="one JSON object a page instead of Markdown")
+    add("--raw", action="store_true", help="the model's text with its tags")
+    add("--output", type=Path, metavar="DIR", help="write Markdown, figures and JSON there too")
+    add("--facts", action="store_true", help="a line of facts after each page (standard error)")
+    add("--truth", type=Path, metavar="FILE", help="with --facts: the right text, for its error rate")
+    cli.add_reading(parser)
 
 
 class OcrCommand:
@@ -72,15 +62,11 @@ class OcrCommand:
         if name == "-":
             self._page(client, Page(Path("standard input"), 1, sys.stdin.buffer.read()), None)
             return
-        with ExitStack() as stack:
-            document: Document = stack.enter_context(
-                open_document(name, self.settings, cli.password_of(self.arguments))
-            )
+        with open_document(name, self.settings, cli.password_of(self.arguments)) as document:
             files = None
             if self.arguments.output is not None:
-                files = DocumentFiles(self.arguments.output, document_name(Path(name)), self.settings)
-            numbers = document.choose(self.pages)
-            for page in document.pages(numbers):
+                files = DocumentFiles(self.arguments.output, Path(name), self.settings)
+            for page in document.pages(document.choose(self.pages)):
                 try:
                     if page.error is not None:
                         raise page.error
@@ -104,7 +90,7 @@ class OcrCommand:
         if files is not None:
             files.add(page, result)
         if self.arguments.json:
-            write(json.dumps(self._record(page, result), ensure_ascii=False) + "\n")
+            write(json.dumps(page_record(page, result), ensure_ascii=False) + "\n")
         if self.arguments.facts:
             say(facts(result, self.options.mode, self.truth, seconds))
         if result.finish_reason == "timeout":
@@ -127,10 +113,6 @@ class OcrCommand:
                 write(piece)
             write("\n")
             return stream.result
-
-    @staticmethod
-    def _record(page: Page, result: OcrResult) -> dict[str, Any]:
-        return {"document": str(page.document), "page": page.number, **result.to_dict()}
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:

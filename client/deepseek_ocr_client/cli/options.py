@@ -16,52 +16,41 @@ from deepseek_ocr_client.settings import MODES, PROMPTS, ClientSettings
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Where the server is and how to talk to it."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
+    add = parser.add_argument_group("server").add_argument
+    add(
         "--url",
         help="host:port, grpc://, grpcs://, http:// or https:// (HTTP: no streaming); default %(default)s",
         default=os.environ.get("DEEPSEEK_OCR_URL", ClientSettings().url),
     )
-    group.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="time limit of a page, waiting included"
-    )
-    group.add_argument(
-        "--header", action="append", default=[], metavar="NAME=VALUE", help="sent with every request"
-    )
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificate authorities (PEM)")
-    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="client certificate (PEM)")
-    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
+    add("--timeout", type=float, metavar="SECONDS", help="time limit of a page, waiting included")
+    add("--header", action="append", default=[], metavar="NAME=VALUE", help="sent with every request")
+    add("--tls-ca", type=Path, metavar="FILE", help="certificate authorities (PEM)")
+    add("--tls-cert", type=Path, metavar="FILE", help="client certificate (PEM)")
+    add("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
 
 
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """What to ask the model."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--mode", choices=MODES, help="how closely to look; default: the server's choice")
-    group.add_argument(
-        "--prompt", help=f"a prompt, or one of {', '.join(PROMPTS)}; default: markdown", metavar="TEXT"
-    )
-    group.add_argument(
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """What to ask the model, how to read PDFs, and where the server is."""
+    add = parser.add_argument_group("model").add_argument
+    add("--mode", choices=MODES, help="how closely to look; default: the server's choice")
+    add("--prompt", help=f"a prompt, or one of {', '.join(PROMPTS)}; default: markdown", metavar="TEXT")
+    add(
         "--retention",
         type=float,
         metavar="R",
         help="share of the visual tokens to keep; 1 = all; default: chosen for each page",
     )
-    group.add_argument("--max-tokens", type=int, metavar="N", help="output tokens at most")
-    group.add_argument(
+    add("--max-tokens", type=int, metavar="N", help="output tokens at most")
+    add(
         "--no-repeat-ngram",
         metavar="N,WINDOW",
         help="no N tokens may repeat within the last WINDOW; 0,0 = off",
     )
-    group.add_argument(
-        "--shared-memory", action="store_true", help="hand images over in shared memory (one host, gRPC)"
-    )
-
-
-def add_document(parser: argparse.ArgumentParser) -> None:
-    """How to read PDFs."""
-    group = parser.add_argument_group("PDF")
-    group.add_argument("--dpi", type=float, help="resolution of rendered pages; default 144")
-    group.add_argument("--password", help="password of protected files (or DEEPSEEK_OCR_PASSWORD)")
+    add("--shared-memory", action="store_true", help="hand images over in shared memory (one host, gRPC)")
+    add = parser.add_argument_group("PDF").add_argument
+    add("--dpi", type=float, help="resolution of rendered pages; default 144")
+    add("--password", help="password of protected files (or DEEPSEEK_OCR_PASSWORD)")
+    add_connection(parser)
 
 
 def settings_of(arguments: argparse.Namespace) -> ClientSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from deepseek_ocr_client.cli.report import facts, say, write
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ExitCode, InvalidRequest
 from deepseek_ocr_client.images import open_image
-from deepseek_ocr_client.output import atomic_write, document_name
+from deepseek_ocr_client.output import atomic_write, safe_name
 from deepseek_ocr_client.show.draw import draw_result
 from deepseek_ocr_client.show.html import Shown, render_html
 
@@ -23,20 +22,17 @@ MAX_PAGES = 50  # in one picture book; each is held in memory until it's written
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument("file", type=Path, metavar="PAGE", help="image or PDF")
-    parser.add_argument("--pages", metavar="1-3,7", help="which pages of a PDF; default: the first")
-    parser.add_argument("--tokens", action="store_true", help="dim the parts of the page that were pruned")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="FILE.png, .pdf or .html; default: PAGE-shown.png"
-    )
-    cli.add_request(parser)
-    cli.add_document(parser)
-    cli.add_connection(parser)
+    add = parser.add_argument
+    add("file", type=Path, metavar="PAGE", help="image or PDF")
+    add("--pages", metavar="1-3,7", help="which pages of a PDF; default: the first")
+    add("--tokens", action="store_true", help="dim the parts of the page that were pruned")
+    add("--output", type=Path, metavar="FILE", help="FILE.png, .pdf or .html; default: PAGE-shown.png")
+    cli.add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Entry point of the command."""
-    output: Path = arguments.output or Path(f"{document_name(arguments.file)}-shown.png")
+    output: Path = arguments.output or Path(f"{safe_name(arguments.file.stem)}-shown.png")
     if output.suffix.lower() not in FORMATS:
         raise InvalidRequest(f"{output} must end in {', '.join(FORMATS)}.")
     settings = cli.settings_of(arguments)
@@ -76,19 +72,13 @@ def _write(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
         return [output]
     pictures = [draw_result(page.picture, page.result, tokens=tokens) for page in pages]
     if kind == ".pdf":
-        buffer = io.BytesIO()
-        pictures[0].save(buffer, "PDF", save_all=True, append_images=pictures[1:], resolution=144)
         with atomic_write(output) as file:
-            file.write(buffer.getvalue())
+            pictures[0].save(file, "PDF", save_all=True, append_images=pictures[1:], resolution=144)
         return [output]
-    paths = (
-        [output]
-        if len(pages) == 1
-        else [output.with_stem(f"{output.stem}-{number:03d}") for number in range(1, len(pages) + 1)]
-    )
+    paths = [output.with_stem(f"{output.stem}-{number:03d}") for number in range(1, len(pages) + 1)]
+    if len(pages) == 1:
+        paths = [output]
     for path, picture in zip(paths, pictures, strict=True):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
         with atomic_write(path) as file:
-            file.write(buffer.getvalue())
+            picture.save(file, "PNG")
     return paths

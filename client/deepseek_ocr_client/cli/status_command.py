@@ -5,24 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import write
 from deepseek_ocr_client.errors import ClientError, ExitCode, ServerUnavailable
 from deepseek_ocr_client.ocr import OcrClient
-from deepseek_ocr_client.prometheus import Metrics, fetch
+from deepseek_ocr_client.prometheus import fetch
 from deepseek_ocr_client.settings import STREAM_MODEL, UNARY_MODEL, ClientSettings
 
 HELP = "server and models ready, versions, modes served, live numbers"
 MODELS = (UNARY_MODEL, STREAM_MODEL, "encode", "preprocess", "vision", "rtprune", "generate", "decoder")
 
+# How busy the server is and what pruning saves: the metric that each number is the sum of.
+NUMBERS = {
+    "running": "ocr_decoder_running",
+    "waiting": "ocr_decoder_waiting",
+    "kv_tokens_used": "ocr_kv_tokens_used",
+    "kv_tokens_total": "ocr_kv_tokens_total",
+    "output_tokens": "ocr_output_tokens_total",
+    "visual_tokens": "ocr_visual_tokens_total",
+    "visual_tokens_kept": "ocr_visual_tokens_kept_total",
+    "first_token_seconds": "ocr_first_token_seconds_sum",
+    "queue_seconds": "ocr_queue_seconds_total",
+    "gpu_utilization": "nv_gpu_utilization",
+    "gpu_memory_used_bytes": "nv_gpu_memory_used_bytes",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--json", action="store_true", help="one JSON object")
+    add(
         "--metrics-url",
         default=os.environ.get("DEEPSEEK_OCR_METRICS_URL", ClientSettings().metrics_url),
         metavar="URL",
@@ -55,7 +70,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     settings = cli.settings_of(arguments)
     with cli.client_of(arguments, settings) as client:
         status = look(client, arguments.metrics_url, settings)
-    write(json.dumps(_record(status), ensure_ascii=False) + "\n" if arguments.json else _text(status))
+    record = {**asdict(status), "serving": status.serving}
+    write(json.dumps(record, ensure_ascii=False) + "\n" if arguments.json else _text(status))
     return ExitCode.OK if status.serving else ExitCode.UNAVAILABLE
 
 
@@ -76,46 +92,15 @@ def look(client: OcrClient, metrics_url: str, settings: ClientSettings) -> Statu
                 raise
             status.models[model] = False
     try:
-        _numbers(status, fetch(metrics_url, settings.connect_timeout))
+        metrics = fetch(metrics_url, settings.connect_timeout)
     except ClientError as error:
         status.metrics_error = str(error)
-    return status
-
-
-def _numbers(status: Status, metrics: Metrics) -> None:
-    """The numbers that say how busy the server is and what pruning saves."""
+        return status
     status.modes = sorted(metrics.by("ocr_mode_served", "mode"))
     status.finished = metrics.by("ocr_finished_total", "reason")
-    for name, metric in (
-        ("running", "ocr_decoder_running"),
-        ("waiting", "ocr_decoder_waiting"),
-        ("kv_tokens_used", "ocr_kv_tokens_used"),
-        ("kv_tokens_total", "ocr_kv_tokens_total"),
-        ("output_tokens", "ocr_output_tokens_total"),
-        ("visual_tokens", "ocr_visual_tokens_total"),
-        ("visual_tokens_kept", "ocr_visual_tokens_kept_total"),
-        ("first_token_seconds", "ocr_first_token_seconds_sum"),
-        ("queue_seconds", "ocr_queue_seconds_total"),
-        ("gpu_utilization", "nv_gpu_utilization"),
-        ("gpu_memory_used_bytes", "nv_gpu_memory_used_bytes"),
-    ):
-        value = metrics.total(metric)
-        if value is not None:
-            status.numbers[name] = value
-
-
-def _record(status: Status) -> dict[str, Any]:
-    return {
-        "address": status.address,
-        "version": status.version,
-        "ready": status.ready,
-        "serving": status.serving,
-        "models": status.models,
-        "modes": status.modes,
-        "numbers": status.numbers,
-        "finished": status.finished,
-        "metrics_error": status.metrics_error,
-    }
+    totals = {name: metrics.total(metric) for name, metric in NUMBERS.items()}
+    status.numbers = {name: total for name, total in totals.items() if total is not None}
+    return status
 
 
 def _text(status: Status) -> str:
@@ -130,25 +115,20 @@ def _text(status: Status) -> str:
         return "\n".join([*lines, f"numbers   {status.metrics_error}"]) + "\n"
     numbers = status.numbers
     lines.append(f"modes     {', '.join(status.modes) or 'not said'}")
-    if numbers.get("kv_tokens_total"):
-        total = numbers.get("kv_tokens_total", 0)
-        memory = f", {numbers.get('kv_tokens_used', 0) / total:.0%} of KV memory in use" if total else ""
+    if total := numbers.get("kv_tokens_total"):
         lines.append(
-            f"now       {numbers.get('running', 0):.0f} pages decoding, {numbers.get('waiting', 0):.0f} waiting{memory}"
+            f"now       {numbers.get('running', 0):.0f} pages decoding, {numbers.get('waiting', 0):.0f} waiting, "
+            f"{numbers.get('kv_tokens_used', 0) / total:.0%} of KV memory in use"
         )
     if "gpu_utilization" in numbers:
         used = numbers.get("gpu_memory_used_bytes", 0) / 2**30
         lines.append(f"GPU       {numbers['gpu_utilization']:.0%} busy, {used:.1f} GiB in use")
-    pages = sum(status.finished.values())
-    if pages:
+    if pages := sum(status.finished.values()):
         counted = sorted((reason, count) for reason, count in status.finished.items() if count)
         reasons = ", ".join(f"{reason} {count:.0f}" for reason, count in counted)
         first = numbers.get("first_token_seconds", 0) / pages
         lines.append(f"so far    {pages:.0f} pages ({reasons}), first token after {first:.2f} s on average")
-    if numbers.get("visual_tokens"):
+    if tokens := numbers.get("visual_tokens"):
         kept = numbers.get("visual_tokens_kept", 0)
-        lines.append(
-            f"pruning   {kept:.0f} of {numbers['visual_tokens']:.0f} visual tokens kept "
-            f"({kept / numbers['visual_tokens']:.0%})"
-        )
+        lines.append(f"pruning   {kept:.0f} of {tokens:.0f} visual tokens kept ({kept / tokens:.0%})")
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from deepseek_ocr_client.result import OcrResult, Region
 from deepseek_ocr_client.show.tokens import View, pruned_mask, views_of
@@ -19,19 +19,19 @@ GAP = 24  # pixels between two views side by side
 # Okabe and Ito's palette, which stays apart for colour-blind readers, without black and yellow.
 PALETTE = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
 FIXED = {
+    "text": 0,
     "title": 1,
     "sub_title": 1,
-    "text": 0,
     "image": 2,
-    "image_caption": 4,
     "table": 3,
+    "image_caption": 4,
     "table_caption": 4,
 }
 
 
 def color_of(label: str) -> tuple[int, int, int]:
     """RGB of a label, the same in every picture."""
-    return PALETTE[FIXED.get(label, zlib.crc32(label.encode()) % len(PALETTE)) % len(PALETTE)]
+    return PALETTE[FIXED.get(label, zlib.crc32(label.encode())) % len(PALETTE)]
 
 
 def css(color: tuple[int, int, int]) -> str:
@@ -70,7 +70,7 @@ def _regions(page: Image.Image, regions: Sequence[Region], scale: tuple[float, f
     layer = Image.new("RGBA", page.size)
     draw = ImageDraw.Draw(layer)
     line = max(2, page.width // 500)
-    font = ImageFont.load_default(size=max(12, page.width // 75))
+    draw.font = ImageFont.load_default(size=max(12, page.width // 75))
     for region in regions:
         color = color_of(region.label)
         for box in region.boxes:
@@ -78,7 +78,7 @@ def _regions(page: Image.Image, regions: Sequence[Region], scale: tuple[float, f
             top, bottom = sorted((box.y1 * scale[1], box.y2 * scale[1]))
             corners = [left, top, max(right, left + 1), max(bottom, top + 1)]
             draw.rectangle(corners, fill=(*color, FILL), outline=(*color, 255), width=line)
-            _label(draw, region.label, (left, top), color, font, page.size)
+            _label(draw, region.label, (left, top), color, page.width)
     return Image.alpha_composite(page.convert("RGBA"), layer).convert("RGB")
 
 
@@ -87,32 +87,25 @@ def _label(
     label: str,
     corner: tuple[float, float],
     color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size: tuple[int, int],
+    width: int,
 ) -> None:
-    """The label above its box's left corner, or inside where there's no room above."""
-    words = _drawable(label)
+    """The label above its box's left corner, or inside where there's no room above; `width` is the page's."""
+    # One short line of characters that the built-in font has.
+    words = " ".join(label.split())[:40].encode("ascii", "replace").decode()
     if not words:
         return
-    left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
-    width, height = right - left + 8, bottom - top + 8
-    x = max(0, min(corner[0], size[0] - width))
-    y = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width, y + height), fill=(*color, 230))
-    draw.text((x + 4 - left, y + 4 - top), words, fill="white", font=font)
-
-
-def _drawable(label: str) -> str:
-    """A label in one short line, of characters that the built-in font has."""
-    words = " ".join(label.split())[:40]
-    return "".join(character if character.isascii() else "?" for character in words)
+    left, top, right, bottom = draw.textbbox((0, 0), words)
+    across, down = right - left + 8, bottom - top + 8
+    x = max(0, min(corner[0], width - across))
+    y = corner[1] - down if corner[1] >= down else corner[1]
+    draw.rectangle((x, y, x + across, y + down), fill=(*color, 230))
+    draw.text((x + 4 - left, y + 4 - top), words, fill="white")
 
 
 def _titled(page: Image.Image, title: str) -> Image.Image:
     font = ImageFont.load_default(size=max(14, page.width // 45))
     height = int(ImageDraw.Draw(page).textbbox((0, 0), title, font=font)[3]) + 16
-    canvas = Image.new("RGB", (page.width, page.height + height), "white")
-    canvas.paste(page, (0, height))
+    canvas = ImageOps.expand(page, (0, height, 0, 0), "white")
     ImageDraw.Draw(canvas).text((8, 8), title, fill=(40, 40, 40), font=font)
     return canvas
 

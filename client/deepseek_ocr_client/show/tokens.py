@@ -44,14 +44,14 @@ def views_of(result: OcrResult) -> list[View]:
             name,
             len(cells),
             sum(is_kept for is_kept, _ in cells),
-            tuple(area for is_kept, area in cells if not is_kept and _has_area(area)),
+            tuple(area for is_kept, area in cells if not is_kept and not area.empty),
         )
         for name, cells in found.items()
     ]
 
 
 def pruned_mask(view: View, width: int, height: int, page: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """True where a picture of (width, height) pixels shows a pruned token of a page of `page` pixels."""
+    """[height, width], true where a picture of the page shows a pruned token; `page` is its (width, height)."""
     mask = np.zeros((height, width), bool)
     across, down = width / page[0], height / page[1]
     for area in view.pruned:
@@ -60,7 +60,3 @@ def pruned_mask(view: View, width: int, height: int, page: tuple[int, int]) -> n
             round(area.left * across) : round(area.right * across),
         ] = True
     return mask
-
-
-def _has_area(area: Rectangle) -> bool:
-    return area.right > area.left and area.bottom > area.top

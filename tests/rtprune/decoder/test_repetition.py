@@ -130,6 +130,7 @@ def test_a_line_with_one_new_word_each_is_text_however_long() -> None:
         ("climb", "".join(f"{index}, {index + 1}, {index + 2};" for index in range(1, 500))),
         ("run", "." * 500),
     ],
+    ids=["weight", "copies", "climb", "run"],
 )
 def test_each_limit_ends_a_loop_and_is_a_setting(limit: str, text: str) -> None:
     assert read(text)[0] is not None
