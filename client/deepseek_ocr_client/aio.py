@@ -172,15 +172,17 @@ class AsyncOcrClient:
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrResult:
         """Read one page; arguments as in `OcrClient.ocr`."""
+        checked = OcrOptions(**options)
         encoded = await asyncio.to_thread(encode_image, image, self.settings)
-        return await self.read(encoded, OcrOptions(**options), request_id)
+        return await self.read(encoded, checked, request_id)
 
     async def stream(
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncOcrStream:
         """Read one page and get its text as it's written; arguments as in `OcrClient.stream`. gRPC only."""
+        checked = OcrOptions(**options)
         encoded = await asyncio.to_thread(encode_image, image, self.settings)
-        return self.open_stream(encoded, OcrOptions(**options), request_id)
+        return self.open_stream(encoded, checked, request_id)
 
     async def ocr_document(
         self,

@@ -131,13 +131,15 @@ class OcrClient:
 
         Over gRPC the request is streamed, because only a stream can be cancelled.
         """
-        return self.read(encode_image(image, self.settings), OcrOptions(**options), request_id)
+        checked = OcrOptions(**options)
+        return self.read(encode_image(image, self.settings), checked, request_id)
 
     def stream(
         self, image: ImageInput, *, request_id: str | None = None, **options: Unpack[RequestOptions]
     ) -> OcrStream:
         """Read one page and get its text as it's written; options as in `ocr`. gRPC only."""
-        return self.open_stream(encode_image(image, self.settings), OcrOptions(**options), request_id)
+        checked = OcrOptions(**options)
+        return self.open_stream(encode_image(image, self.settings), checked, request_id)
 
     def ocr_document(
         self,

@@ -43,12 +43,5 @@ def character_error_rate(found: str, truth: str) -> float:
     return edit_distance(found, truth) / len(truth)
 
 
-def normalized_edit_distance(found: str, truth: str) -> float:
-    """Edit distance over the longer text's length, blank space normalised: 0 is perfect, 1 the worst."""
-    found, truth = normalize_space(found), normalize_space(truth)
-    longest = max(len(found), len(truth))
-    return edit_distance(found, truth) / longest if longest else 0.0
-
-
 def _codes(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_ocr_client.score import character_error_rate, edit_distance, normalized_edit_distance
+from deepseek_ocr_client.score import character_error_rate, edit_distance
 
 
 def textbook(left: str, right: str) -> int:
@@ -49,8 +49,3 @@ def test_characters_beyond_the_basic_plane_count_once() -> None:
 )
 def test_character_error_rate(found: str, truth: str, rate: float) -> None:
     assert character_error_rate(found, truth) == rate
-
-
-@given(words, words)
-def test_normalized_distance_is_between_0_and_1(left: str, right: str) -> None:
-    assert 0 <= normalized_edit_distance(left, right) <= 1
