@@ -38,7 +38,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--retention",
         type=float,
         metavar="R",
-        help="share of the visual tokens to keep; 1 = all; default: chosen for each page",
+        help="share of the content tokens to keep; 1 = all; default: chosen for each page",
     )
     add("--max-tokens", type=int, metavar="N", help="output tokens at most")
     add(
