@@ -89,7 +89,7 @@ load-test: engines ## load-test a real server with perf_analyzer, beside transfo
 	$(BIN)/python -m server --engines $(ENGINES) --log-file build/load_test.log run -- $(BIN)/python -m benchmarks.load_test --engines $(ENGINES) $(LOAD)
 
 .PHONY: full-size
-full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, about ten minutes
+full-size: install ## export random weights of DeepSeek-OCR's exact size: 30 GB of disk, some five minutes
 	$(BIN)/python -m benchmarks.full_size
 
 .PHONY: figures
