@@ -20,7 +20,7 @@ from deepseek_ocr_client.geometry import Layout, TokenMap
 from deepseek_ocr_client.markdown import MarkdownStream, to_markdown
 from deepseek_ocr_client.ocr import OcrClient, OcrStream
 from deepseek_ocr_client.pages import Page, PageResult
-from deepseek_ocr_client.request import OcrOptions
+from deepseek_ocr_client.request import OcrOptions, RequestOptions
 from deepseek_ocr_client.result import OcrResult, Region, Timings
 from deepseek_ocr_client.settings import ClientSettings
 from deepseek_ocr_client.tags import Box, RegionTag, TagParser
@@ -44,6 +44,7 @@ __all__ = [
     "Region",
     "RegionTag",
     "RequestCancelled",
+    "RequestOptions",
     "ServerFailed",
     "ServerUnavailable",
     "TagParser",

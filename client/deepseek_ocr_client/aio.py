@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deepseek_ocr_client.connection import Attempts, Endpoint, Tls
 from deepseek_ocr_client.documents import open_document
@@ -43,7 +43,7 @@ class StreamState:
     """
 
     def __init__(self, request_id: str, prompt: str | None) -> None:
-        self.request_id = request_id
+        self.request_id: Final = request_id
         self._prompt = prompt
         self._result: OcrResult | None = None
         self._ended = False

@@ -76,7 +76,8 @@ def flatten(image: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(image) if turned else image
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture, np.uint16) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
+    coloured = picture.mode != "P" or picture.palette is not None  # Pillow asks a palette that isn't there
+    if coloured and picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, "white")
         picture.alpha_composite(layer)

@@ -225,7 +225,8 @@ class OcrClient:
             thread.submit(self._core.close()).result()
 
     async def _close_after(self, futures: list[Future[Any]]) -> None:
-        await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+        # Their errors are fetched here: nobody may be left to ask for them.
+        await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         await self._core.close()
 
     def _start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 
 from deepseek_ocr_client.errors import InvalidRequest, ServerUnavailable
 
@@ -51,7 +52,7 @@ def fetch(url: str, timeout: float) -> Metrics:
     try:
         with urllib.request.urlopen(url, timeout=timeout) as page:  # noqa: S310 - checked above
             return Metrics(page.read(MAX_BYTES).decode("utf-8", "replace"))
-    except (OSError, ValueError) as error:  # a URLError is an OSError
+    except (OSError, ValueError, HTTPException) as error:  # a URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise ServerUnavailable(
             f"No metrics at {url}: {reason}.", "Give their address with --metrics-url."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from deepseek_ocr_client.errors import (
     TimeLimitExceeded,
     triton_error,
 )
+from deepseek_ocr_client.prometheus import fetch
 from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.settings import ClientSettings
 
@@ -157,3 +160,20 @@ def test_settings_come_from_the_environment() -> None:
     for wrong in ({"DEEPSEEK_OCR_DPI": "many"}, {"DEEPSEEK_OCR_DPI": "0"}, {"DEEPSEEK_OCR_RETRIES": "-1"}):
         with pytest.raises(InvalidRequest):
             ClientSettings.from_env(wrong)
+
+
+def test_metrics_of_what_speaks_no_http_are_one_sentence() -> None:
+    """As the port of gRPC answers, which is often mistaken for that of the metrics."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\xff\xff\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServerUnavailable, match="No metrics at "):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/metrics", 5)
+        thread.join()

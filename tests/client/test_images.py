@@ -51,7 +51,10 @@ def test_grey_and_transparent_arrays() -> None:
         assert np.array_equal(decoded(encode_image(array, SETTINGS))[:, :, 0], grey)
     clear = np.zeros((4, 4, 4), np.uint8)  # black, but wholly transparent: paper shows through
     assert decoded(encode_image(clear, SETTINGS)).min() == 255
-    assert decoded(encode_image(Image.fromarray(clear).convert("P"), SETTINGS)).min() == 255
+    palette = Image.fromarray(clear).convert("P")
+    assert decoded(encode_image(palette, SETTINGS)).min() == 255
+    palette.palette = None  # as Pillow opens a PNG without one
+    assert decoded(encode_image(palette, SETTINGS)).shape == (4, 4, 3)
 
 
 def test_photographs_are_turned_upright() -> None:

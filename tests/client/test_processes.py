@@ -76,6 +76,8 @@ def test_a_process_forked_amid_a_request_says_that_it_cannot(
     [
         "client.ocr(page, **short)",
         "stream = client.stream(long_page, **long); next(stream)",
+        "stream = client.stream(long_page, **long); next(stream); del stream; client.close()",
+        "stream = client.stream(long_page, **long); next(stream); client.close(); stream.cancel(); stream = None",
         "client.ocr(page, **short); del client; gc.collect()",
         "import atexit; atexit.register(lambda: client.ocr(page, **short))",
         "pages = client.ocr_document(page, options=OcrOptions(**short)); next(pages)",

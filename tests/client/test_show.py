@@ -7,11 +7,14 @@ import hashlib
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
+import pypdfium2
 import pytest
 from PIL import Image
 
+from deepseek_ocr_client.cli.show_command import write_shown
 from deepseek_ocr_client.geometry import Layout
 from deepseek_ocr_client.show.draw import DIMMED, GAP, color_of, draw_result
 from deepseek_ocr_client.show.html import Shown, render_html
@@ -40,6 +43,13 @@ def test_pruned_blocks_are_dark_and_kept_ones_are_not() -> None:
     assert (drawn[2 * 64 : 3 * 64, 64:128] == 255).all()
     dark = np.delete(drawn.reshape(BASE.height, BASE.width, 3), np.s_[64:128], axis=1)
     assert (dark == int(255 * DIMMED)).all()
+
+
+def test_a_pdf_is_titled_by_its_name(tmp_path: Path) -> None:
+    page = Shown("page", Image.new("RGB", (BASE.width, BASE.height), "white"), make_result(), "")
+    [path] = write_shown(tmp_path / "result.pdf", [page, page], tokens=False)
+    document = pypdfium2.PdfDocument(path)
+    assert (document.get_metadata_value("Title"), len(document)) == ("result", 2)
 
 
 def test_tiles_and_global_view_stand_side_by_side() -> None:

@@ -58,13 +58,13 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             name = f"{arguments.file.name}, page {number}" if document.page_count > 1 else arguments.file.name
             shown.append(Shown(name, open_image(page.image, settings, name), result, line))
             say(f"{name}: {line}")
-    for path in _write(output, shown, arguments.tokens):
+    for path in write_shown(output, shown, arguments.tokens):
         write(f"{path}\n")
     return ExitCode.OK
 
 
-def _write(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
-    """Write the file, or for several pages as PNG a file a page; returns what was written."""
+def write_shown(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
+    """Write the file, or for several pages as PNG a file a page; returns what was written. Raises as `atomic_write`."""
     kind = output.suffix.lower()
     if kind == ".html":
         with atomic_write(output) as file:
@@ -73,7 +73,10 @@ def _write(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
     pictures = [draw_result(page.picture, page.result, tokens=tokens) for page in pages]
     if kind == ".pdf":
         with atomic_write(output) as file:
-            pictures[0].save(file, "PDF", save_all=True, append_images=pictures[1:], resolution=144)
+            rest = pictures[1:]
+            pictures[0].save(
+                file, "PDF", save_all=True, append_images=rest, resolution=144, title=output.stem
+            )
         return [output]
     paths = [output.with_stem(f"{output.stem}-{number:03d}") for number in range(1, len(pages) + 1)]
     if len(pages) == 1:
