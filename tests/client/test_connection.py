@@ -134,6 +134,27 @@ def waits(
     return found
 
 
+@pytest.mark.parametrize(
+    ("limit", "patient", "asked", "waited"),
+    [
+        (20, False, (19, 20), (22, 23)),  # what is left of the whole, and the grace of three seconds
+        (20, True, (20, 20), (23, 23)),  # each attempt anew
+        (None, False, None, (99, 100)),  # no limit told to the server, the client's own wait
+    ],
+)
+def test_what_an_attempt_may_take(
+    limit: float | None, patient: bool, asked: tuple[float, float] | None, waited: tuple[float, float]
+) -> None:
+    settings = ClientSettings(timeout=0, deadline_grace=3, max_wait=100)
+    options, deadline = Attempts(OcrOptions(time_limit=limit), settings, patient=patient).begin()
+    assert waited[0] < deadline <= waited[1] or deadline == waited[0] == waited[1]
+    if asked is None:
+        assert options.time_limit is None
+    else:
+        assert options.time_limit is not None
+        assert asked[0] <= options.time_limit <= asked[1]
+
+
 def test_backoff_doubles_with_jitter_and_ends() -> None:
     settings = ClientSettings(retries=5, backoff=1, backoff_max=4)
     found = waits(settings, ServerUnavailable("x"))

@@ -143,9 +143,14 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         journal.add("doc", "old", 2, 1, record(1))
         journal.add("other", "same", 1, 1, record(1))
         journal.add("doc", "old", 2, 2, record(2))
+        journal.add("elsewhere", "kept", 1, 1, record(1))
     with Journal(tmp_path, OPTIONS) as journal:
         assert journal.done("doc", "new") == set()
         journal.drop_stale({"doc": "new", "other": "same"})
+        assert "doc" not in journal.documents
+        assert journal.done("elsewhere", "kept") == {1}, (
+            "not among this run's inputs, and none of its business"
+        )
         journal.add("doc", "new", 1, 1, record(9))
         assert journal.done("other", "same") == {1}
         assert journal.read("other", 1)["markdown"] == "page 1 漢"
