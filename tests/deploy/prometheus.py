@@ -61,16 +61,19 @@ class RunningPrometheus:
         assert found["resultType"] == "vector", expression
         return list(found["result"])
 
+    def ready(self) -> bool:
+        """Whether it serves: it listens, and answers 503, before its storage is open."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=10):
+                return True
+        except (urllib.error.URLError, ConnectionError):  # an HTTPError is a URLError
+            return False
+
     def wait_for(self, expression: str, seconds: float = 60.0) -> None:
-        """Wait until an expression has a result."""
+        """Wait until it serves and an expression has a result."""
         deadline = time.monotonic() + seconds
-        while True:
+        while not (self.ready() and self.query(expression)):
             assert self.process.poll() is None, self.log_path.read_text()
-            try:
-                if self.query(expression):
-                    return
-            except (urllib.error.URLError, ConnectionError):
-                pass  # not listening yet
             assert time.monotonic() < deadline, f"{expression}: nothing in {seconds} s"
             time.sleep(0.2)
 
