@@ -12,6 +12,7 @@ ENGINES ?= engines
 MODES ?= tiny,small,base,large,gundam
 PAGE ?= examples/page.png
 MODE ?= tiny
+RETENTION ?= dynamic
 TRUTH ?= examples/page.txt
 # Options of benchmarks.load_test: LOAD="--concurrency 1,8 --window 5"
 LOAD ?=
@@ -42,11 +43,11 @@ engines: install ## export the checkpoint to CPU engines (skipped when they are 
 
 .PHONY: demo
 demo: engines ## read the example page through a real Triton server
-	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m deepseek_ocr_client ocr $(PAGE) --mode $(MODE) --truth $(TRUTH) --facts
+	$(BIN)/python -m server --engines $(ENGINES) --log-file $(ENGINES).log run -- $(BIN)/python -m deepseek_ocr_client ocr $(PAGE) --mode $(MODE) --retention $(RETENTION) --truth $(TRUTH) --facts
 
 .PHONY: serve
 serve: engines ## keep the server up: HTTP 8000, gRPC 8001, metrics 8002; Ctrl-C stops it
-	$(BIN)/python -m server --engines $(ENGINES) serve
+	RTPRUNE_MODE=$(MODE) $(BIN)/python -m server --engines $(ENGINES) serve
 
 .PHONY: lint
 lint: install ## lint, format, layers and types, of tests and benchmarks too

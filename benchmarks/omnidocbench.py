@@ -33,6 +33,7 @@ from deepseek_ocr_client.inputs import Source
 from deepseek_ocr_client.journal import NAME
 from deepseek_ocr_client.layouts import OmniDocBenchLayout, prediction_name
 from deepseek_ocr_client.output import atomic_write, safe_name
+from deepseek_ocr_client.request import RETENTIONS
 from deepseek_ocr_client.score import edit_distance
 from deepseek_ocr_client.settings import MODES, PROMPTS
 
@@ -181,17 +182,13 @@ def score(folder: Path, pages: Sequence[TruthPage]) -> dict[str, Any]:
     }
 
 
-def parse_retentions(written: str) -> dict[str, float | None]:
-    """`off,dynamic,0.7` -> labels and RETENTION values, None for dynamic. Raises ValueError for other words."""
-    found: dict[str, float | None] = {}
+def parse_retentions(written: str) -> dict[str, float]:
+    """`off,dynamic,0.7` -> labels and RETENTION values. Raises ValueError for other words."""
+    found: dict[str, float] = {}
     for word in written.split(","):
         name = word.strip()
-        if name == "off":
-            found[name] = 1.0
-        elif name == "dynamic":
-            found[name] = None
-        else:
-            found[f"r={float(name):g}"] = float(name)
+        share = RETENTIONS[name] if name in RETENTIONS else float(name)
+        found[name if name in RETENTIONS else f"r={share:g}"] = share
     return found
 
 

@@ -155,8 +155,9 @@ class Projector(_Config):
 
 
 class Architecture(_Config):
-    """A DeepSeek-OCR config.json, as far as export needs it."""
+    """A DeepSeek-OCR config.json, as far as export needs it. `name`: what its publisher calls it."""
 
+    name: str = Field("", alias="_name_or_path", max_length=200)
     vision: Vision = Field(alias="vision_config")
     decoder: Decoder = Field(alias="language_config")
     projector: Projector = Field(alias="projector_config")

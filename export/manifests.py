@@ -77,7 +77,7 @@ def gpu_manifest(job: Job, outputs: Mapping[str, StepOutput]) -> Manifest:
 def _manifest(
     job: Job, tokens: StepOutput, vision: tuple[VisionEntry, ...], decoder: DecoderEntry
 ) -> Manifest:
-    model = ("family", "hidden_size", "vocab_size", "context_length", "special_tokens", "sources")
+    model = ("family", "model", "hidden_size", "vocab_size", "context_length", "special_tokens", "sources")
     return Manifest(
         **{name: tokens.facts[name] for name in model},
         target=job.target,

@@ -31,6 +31,7 @@ def write_tokens(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     decoder = checkpoint.architecture.decoder
     return {
         "family": FAMILY,
+        "model": checkpoint.architecture.name or checkpoint.folder.resolve().name,
         "special_tokens": checkpoint.special_tokens,
         "hidden_size": decoder.hidden_size,
         "vocab_size": decoder.vocab_size,

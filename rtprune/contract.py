@@ -30,6 +30,9 @@ class Tensor(NamedTuple):
 
 DEFAULT_PROMPT = "<image>\n<|grounding|>Convert the document to markdown."
 
+DYNAMIC = -1
+"""The RETENTION that asks for RTPrune's own: 1 - phi2 * (1 - rho), chosen for each page."""
+
 TIMINGS = ("preprocess", "vision", "rtprune", "queue", "first_token", "decode", "total")
 """Seconds. The first token and the total count from the request's arrival, the others are each stage's own."""
 
@@ -44,13 +47,13 @@ IMAGE = Tensor("IMAGE", "BYTES", (1,), None, "an encoded image, raw or base64")
 PROMPT = Tensor(
     "PROMPT", "BYTES", (1,), f"`{DEFAULT_PROMPT}`".replace("\n", "\\n"), "text with one `<image>`"
 )
-MODE = Tensor("MODE", "BYTES", (1,), "`RTPRUNE_MODE`, base", "tiny, small, base, large, gundam")
+MODE = Tensor("MODE", "BYTES", (1,), "`RTPRUNE_MODE`, large", "tiny, small, base, large, gundam")
 RETENTION = Tensor(
     "RETENTION",
     "FP32",
     (1,),
-    "chosen for each page",
-    "share of content tokens to keep, above 0; 1 = no pruning",
+    "`RTPRUNE_RETENTION`, auto",
+    f"share of content tokens to keep, above 0; 1 = no pruning, {DYNAMIC} = dynamic, by the page",
 )
 MAX_TOKENS = Tensor("MAX_TOKENS", "INT32", (1,), "`RTPRUNE_MAX_TOKENS`, 4096", "output tokens at most")
 NO_REPEAT_NGRAM = Tensor("NO_REPEAT_NGRAM", "INT32", (2,), "30, 90", "n, window in tokens; n = 0 is off")
@@ -83,9 +86,10 @@ TIMINGS_TENSOR = Tensor(
     None,
     "seconds of preprocess, vision, rtprune, decoder queue, first token, decode, total",
 )
+MODEL = Tensor("MODEL", "BYTES", (1,), None, "the checkpoint's name, as its `config.json` says")
 
 INPUTS = (IMAGE, PROMPT, MODE, RETENTION, MAX_TOKENS, NO_REPEAT_NGRAM, TIME_LIMIT)
-OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR)
+OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR, MODEL)
 
 # Between the models
 ARRIVAL = Tensor("ARRIVAL", "FP64", (1,), "now", "CLOCK_MONOTONIC seconds when an endpoint saw the request")
@@ -93,7 +97,7 @@ GLOBAL_VIEW = Tensor("GLOBAL_VIEW", "UINT8", (-1, -1, 3), None, "the page as one
 TILES = Tensor("TILES", "UINT8", (-1, 640, 640, 3), None, "tiles, row by row, RGB; may be none")
 TILE_GRID = Tensor("TILE_GRID", "INT32", (2,), None, "columns and rows of tiles")
 TEXT_DENSITY = Tensor("TEXT_DENSITY", "FP32", (1,), None, "rho of the global view, 0 to 1")
-KEPT_SHARE = Tensor("KEPT_SHARE", "FP32", (1,), None, "the caller's retention; 0 = chosen for the page")
+KEPT_SHARE = Tensor("KEPT_SHARE", "FP32", (1,), None, "the retention; 0 = dynamic")
 PROMPT_TEXT = Tensor("PROMPT_TEXT", "BYTES", (1,), None, "the checked prompt")
 SAMPLING = Tensor("SAMPLING", "INT32", (3,), None, "output tokens at most, n and window of the n-gram rule")
 TIMES = Tensor(

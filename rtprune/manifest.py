@@ -75,6 +75,7 @@ class DecoderEntry(_Part):
 class Manifest(_Part):
     """What an engines folder holds.
 
+    model: the checkpoint's name.
     hidden_size: channels of a visual token. context_length: positions of prompt and output together.
     special_tokens: ids by the name that the tokenizer gives them. modes: those that `vision` serves.
     visual_tokens: the file with `image_newline` and `view_seperator`, float32 (hidden_size,) each.
@@ -83,6 +84,7 @@ class Manifest(_Part):
 
     format: Literal[1] = FORMAT
     family: str
+    model: str
     target: Literal["cpu", "gpu"]
     hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
@@ -178,6 +180,7 @@ class Manifest(_Part):
         """What a server logs at its start, without the single files; `megabytes` (10^6 bytes) of all of them."""
         return {
             "family": self.family,
+            "model": self.model,
             "target": self.target,
             "modes": ",".join(self.modes),
             "vision": {str(v.side): f"{v.engine} {v.precision}" for v in self.vision},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,7 +22,15 @@ class Settings(BaseSettings):
     )
 
     # What a request gets when it does not say
-    mode: str = Field("base", description="Mode of a request that names none: the paper's best trade-off.")
+    mode: str = Field(
+        "large",
+        description="Mode of a request that names none: the best scores, and pruning costs them least.",
+    )
+    retention: Literal["auto", "dynamic", "off"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto",
+        description="Share of content tokens kept where a request names none: auto is dynamic in large and gundam "
+        "and off in tiny, small and base, where the paper loses 3 to 15 points by it; or one of these, or a share.",
+    )
     max_tokens: int = Field(4096, ge=1, description="Output tokens of a request that names no MAX_TOKENS.")
     time_limit: float = Field(300.0, gt=0, description="Seconds a request may take, queueing included.")
     max_time_limit: float = Field(3600.0, gt=0, description="Seconds that a request may ask for at most.")

@@ -105,7 +105,7 @@ def chosen_endpoints(written: str) -> list[str]:
     return names
 
 
-def prunings(written: str) -> dict[str, float | None]:
+def prunings(written: str) -> dict[str, float]:
     """`dynamic,off,0.7` -> labels and RETENTION values.
 
     Raises:

@@ -22,6 +22,7 @@ IMAGE = Tensor("IMAGE", "BYTES", (1,))  # an encoded page image, raw or in base6
 PROMPT = Tensor("PROMPT", "BYTES", (1,))  # with one <image> in it
 MODE = Tensor("MODE", "BYTES", (1,))  # tiny, small, base, large or gundam
 RETENTION = Tensor("RETENTION", "FP32", (1,))  # share of the content tokens to keep; 1 is pruning off
+DYNAMIC = -1  # the RETENTION that lets the page decide
 MAX_TOKENS = Tensor("MAX_TOKENS", "INT32", (1,))  # output tokens at most
 NO_REPEAT_NGRAM = Tensor("NO_REPEAT_NGRAM", "INT32", (2,))  # n and window in tokens; n = 0 is off
 TIME_LIMIT = Tensor("TIME_LIMIT", "FP32", (1,))  # seconds, queueing included
@@ -37,8 +38,9 @@ TOKENS = Tensor("TOKENS", "INT32", (3,))  # visual tokens before and after pruni
 KEPT = Tensor("KEPT", "INT32", (-1,))  # kept positions of the unpruned visual sequence, ascending
 LAYOUT_TENSOR = Tensor("LAYOUT", "INT32", (8,))  # what the encoder saw of the page, in the order of LAYOUT
 TIMINGS_TENSOR = Tensor("TIMINGS", "FP32", (7,))  # seconds, in the order of TIMINGS
+MODEL = Tensor("MODEL", "BYTES", (1,))  # the checkpoint's name
 
-OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR)
+OUTPUTS = (TEXT, FINISH_REASON, TEXT_LENGTH, TOKENS, KEPT, LAYOUT_TENSOR, TIMINGS_TENSOR, MODEL)
 
 TIMINGS = ("preprocess", "vision", "rtprune", "queue", "first_token", "decode", "total")
 LAYOUT = ("side", "tile_columns", "tile_rows", "width", "height", "left", "top", "scale")

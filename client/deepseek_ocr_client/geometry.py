@@ -26,13 +26,13 @@ SCALE_UNIT = 10_000
 
 
 def to_pixels(box: Box, width: int, height: int) -> Box:
-    """A box in 0..999 of the page -> page pixels of a page of (width, height), never outside it."""
-    return Box(
-        box.x1 * width // MAX_COORDINATE,
-        box.y1 * height // MAX_COORDINATE,
-        min(-(-box.x2 * width // MAX_COORDINATE), width),
-        min(-(-box.y2 * height // MAX_COORDINATE), height),
-    )
+    """A box in 0..999 of the page -> page pixels of a page of (width, height), never outside it.
+
+    Every corner is rounded down, in the reference code's order of operations: figures are cut to the same pixel. So
+    a box narrower than a pixel is empty.
+    """
+    sides = (width, height, width, height)
+    return Box(*(int(value / MAX_COORDINATE * side) for value, side in zip(box, sides, strict=True)))
 
 
 class Rectangle(NamedTuple):

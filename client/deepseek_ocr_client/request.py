@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,16 @@ class Answer(Protocol):
         """The output tensor `name`, or None."""
 
 
+Retention: TypeAlias = float | Literal["dynamic", "off"]
+RETENTIONS: dict[Any, float] = {"dynamic": float(contract.DYNAMIC), "off": 1.0}
+
+
 class RequestOptions(TypedDict, total=False):
     """The fields of `OcrOptions` as the keywords of `ocr` and `stream`."""
 
     mode: str | None
     prompt: str | None
-    retention: float | None
+    retention: Retention | None
     max_tokens: int | None
     no_repeat_ngram: tuple[int, int] | None
     time_limit: float | None
@@ -41,23 +45,27 @@ class OcrOptions:
 
     A field is an input of the contract, its name in lower case. Impossible values raise `InvalidRequest`.
 
-    `mode`: tiny, small, base, large or gundam. `prompt`: a text with one `<image>` in it. `retention`: 1 is
-    pruning off, 0 < r < 1 a fixed share of the content tokens. `max_tokens`: output tokens at most.
+    `mode`: tiny, small, base, large or gundam. `prompt`: a text with one `<image>` in it. `retention`: "dynamic"
+    prunes as the page allows, "off" not at all, 0 < r <= 1 keeps a fixed share of the content tokens.
+    `max_tokens`: output tokens at most.
     `no_repeat_ngram`: (n, window) in tokens, n = 0 is off. `time_limit`: seconds, queueing included.
     """
 
     mode: str | None = None
     prompt: str | None = None
-    retention: float | None = None
+    retention: Retention | None = None
     max_tokens: int | None = None
     no_repeat_ngram: tuple[int, int] | None = None
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.retention is not None and not 0 < self.retention <= 1:
+        share = RETENTIONS.get(self.retention, self.retention)
+        if not (
+            share is None or share == contract.DYNAMIC or (not isinstance(share, str) and 0 < share <= 1)
+        ):
             raise InvalidRequest(
-                f"retention must be more than 0 and at most 1, not {self.retention}.",
-                "Leave it out for dynamic pruning; 1 turns pruning off.",
+                f"retention must be dynamic, off, or a share above 0 and at most 1, not {share}.",
+                "Leave it out for the server's choice.",
             )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidRequest(f"max_tokens must be at least 1, not {self.max_tokens}.")
@@ -94,6 +102,7 @@ def _array(tensor: contract.Tensor, value: Any) -> npt.NDArray[Any]:
     if tensor.dtype == "BYTES":
         return np.array([value.encode() if isinstance(value, str) else value], object)
     if tensor.dtype == "FP32":
+        value = RETENTIONS.get(value, value)
         return np.array(value, np.float32).reshape(tensor.shape)
     values = value if isinstance(value, Sequence) else [value]
     if any(not -(2**31) <= int(number) < 2**31 for number in values):
@@ -110,6 +119,7 @@ class ResultBuilder:
     _pieces: list[str] = field(default_factory=list)
     _found: dict[contract.Tensor, npt.NDArray[Any]] = field(default_factory=dict)
     finish_reason: str = ""
+    model: str = ""
 
     def add(self, answer: Answer) -> str:
         """Take an answer in; returns its piece of text, which may be empty."""
@@ -120,6 +130,7 @@ class ResultBuilder:
         piece = _text(answer, contract.TEXT)
         self._pieces.append(piece)
         self.finish_reason = _text(answer, contract.FINISH_REASON) or self.finish_reason
+        self.model = _text(answer, contract.MODEL) or self.model
         return piece
 
     @property
@@ -153,6 +164,7 @@ class ResultBuilder:
             layout=Layout.of(self._found[contract.LAYOUT_TENSOR].tolist()),
             timings=Timings(*timings) if timings else None,
             request_id=self.request_id,
+            model=self.model,
             model_text=whole if len(kept) < len(whole) else "",
             text_labels=labels_are_text(self.options.prompt),
         )

@@ -65,7 +65,8 @@ class OcrResult:
     `text` is what the model wrote, tags included, without the tail that the repetition guard cut off;
     `visual_tokens` and `kept_tokens` count the visual sequence before and after pruning (newlines and
     separator included); `kept` are the kept positions of that sequence, INT32 [kept_tokens], ascending;
-    `timings` are None where the server sent none; `model_text` is the untouched output where the guard cut
+    `timings` are None where the server sent none; `model` is the checkpoint's name, empty where the server doesn't
+    say; `model_text` is the untouched output where the guard cut
     something; `text_labels` says that the prompt made the model write text into the tags' labels.
     """
 
@@ -78,6 +79,7 @@ class OcrResult:
     layout: Layout
     timings: Timings | None
     request_id: str = ""
+    model: str = ""
     model_text: str = field(default="", repr=False)
     text_labels: bool = False
 
@@ -133,6 +135,7 @@ class OcrResult:
             timings = {name: round(seconds, 6) for name, seconds in self.timings._asdict().items()}
         return {
             "request_id": self.request_id,
+            "model": self.model,
             "finish_reason": self.finish_reason,
             "text": self.text,
             "markdown": self.markdown,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rtprune.contract import DYNAMIC
 from rtprune.errors import InvalidInput
 from rtprune.modes import MODES
 from rtprune.settings import Settings
@@ -51,7 +52,7 @@ def check_options(
         built_sides: input sides (px) that an engine was built for.
         context_length: positions of the decoder, prompt and output together.
         mode: MODE.
-        retention: RETENTION.
+        retention: RETENTION; -1 is dynamic.
         max_tokens: MAX_TOKENS.
         no_repeat_ngram: NO_REPEAT_NGRAM, n and window.
         time_limit: TIME_LIMIT, seconds.
@@ -59,9 +60,10 @@ def check_options(
     Raises:
         InvalidInput: naming the input, what it may be, and what it was.
     """
+    mode = _mode(settings.mode if mode is None else mode, built_sides)
     return PageOptions(
-        mode=_mode(settings.mode if mode is None else mode, built_sides),
-        retention=None if retention is None else _retention(retention),
+        mode=mode,
+        retention=_retention(settings, mode, retention),
         max_tokens=_max_tokens(settings, max_tokens, context_length),
         **_ngram(settings, no_repeat_ngram),
         time_limit=_time_limit(settings, time_limit),
@@ -81,11 +83,25 @@ def _mode(mode: str, built_sides: frozenset[int]) -> str:
     return mode
 
 
-def _retention(value: float) -> float:
+def _retention(settings: Settings, mode: str, value: float | None) -> float | None:
+    if value is None:
+        match settings.retention:
+            case "auto":
+                return None if MODES[mode].prunes else 1.0
+            case "dynamic":
+                return None
+            case "off":
+                return 1.0
+            case share:
+                return share
+    if value == DYNAMIC:
+        return None
     # FP32 on the wire: 0.7 arrives as 0.699999988, and int(100 * r) must be 70.
     rounded = round(value, 6) if math.isfinite(value) else value
     if not 0.0 < rounded <= 1.0:
-        raise InvalidInput(f"RETENTION must be above 0 and at most 1; got {value:g}.")
+        raise InvalidInput(
+            f"RETENTION must be above 0 and at most 1, or {DYNAMIC} for dynamic; got {value:g}."
+        )
     return rounded
 
 

@@ -29,7 +29,7 @@ class Indices(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One page's content tokens compared with each other, in float32.
+    """One page's content tokens compared with each other, in float32 but for what is summed over all of them.
 
     Attributes:
         tokens: X, (L, D), the caller's.
@@ -39,7 +39,7 @@ class Content:
         scale: a power of two; 1 but for tokens so large or small that their squares leave float32.
         norms: (N,), of V.
         cosines: (N, N); a token of zeros has cosine 0 with everything.
-        statistics: (3,), phi2 * N * (N - 1), the largest norm, and 0 if newlines and separator are finite.
+        statistics: float64 (3,), phi2 * N * (N - 1), the largest norm, and 0 if newlines and separator are finite.
     """
 
     tokens: Any
@@ -75,9 +75,11 @@ def compare(tokens: Any, layout: TokenLayout, scale: float = 1.0) -> Content:
     cosines = V @ V.T
     cosines *= inverse[:, None]
     cosines *= inverse[None, :]
-    every, own = xp.reshape(cosines, (-1,)), xp.linalg.diagonal(cosines)
+    # A row is short enough for float32; all of them are not: the kept count would move by one.
+    rows, own = xp.vecdot(cosines, cosines), xp.linalg.diagonal(cosines)
+    squares = xp.sum(rows, dtype=xp.float64) - xp.sum(own * own, dtype=xp.float64)
     fixed = xp.concat([xp.take(tokens, at.newline, axis=0), tokens[-1:, :]])
-    statistics = [every @ every - own @ own, xp.max(norms), xp.astype(xp.sum(fixed * 0), xp.float32)]
+    statistics = [squares, *(xp.astype(each, xp.float64) for each in (xp.max(norms), xp.sum(fixed * 0)))]
     return Content(tokens, layout, at, V, scale, norms, cosines, xp.stack(statistics))
 
 
@@ -116,18 +118,19 @@ def _similarity(page: Content, squares: float, largest_norm: float, fixed: float
 def retention_ratio(similarity: float, text_density: float, config: PruneConfig) -> float:
     """Share of content tokens to keep, 0 to 1: 1 - phi2 * (1 - rho), or the fixed one; 1 where nothing is pruned.
 
-    RTPrune's dynamic retention, rounded to the 7 decimals that float32 holds of phi2; a fixed one counts to 6.
+    RTPrune's dynamic retention, rounded to the 8 decimals that phi2 holds of float32 cosines; a fixed one to 6, so
+    that 0.7 sent as FP32 keeps 70 of 100.
     """
     if config.strategy == "none":
         return 1.0
     if config.retention is not None:
         return round(config.retention, 6)
-    return round(1.0 - similarity * (1.0 - text_density), 7)
+    return round(1.0 - similarity * (1.0 - text_density), 8)
 
 
 def kept_count(count: int, retention: float) -> int:
-    """int(N * retention) tokens, clamped to 1..N; 6 decimals count, so that 0.7 sent as FP32 keeps 70 of 100."""
-    return min(count, max(1, int(count * round(retention, 6))))
+    """int(N * retention) tokens, clamped to 1..N."""
+    return min(count, max(1, int(count * retention)))
 
 
 @lru_cache(maxsize=128)

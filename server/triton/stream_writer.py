@@ -33,6 +33,7 @@ class OpenRequest:
     counts: Array  # [2] see COUNTS
     kept: Array  # [kept] positions in the unpruned sequence
     layout: Array  # [8] see LAYOUT
+    model: str  # the checkpoint's name
     stream: bool
     on_end: Callable[[], None]
     submitted: float = field(default_factory=time.monotonic)
@@ -131,6 +132,7 @@ def _outputs(request: OpenRequest, piece: Piece) -> dict[Tensor, Any]:
     request.text.clear()
     if not request.started:
         outputs |= {contract.KEPT: request.kept, contract.LAYOUT_TENSOR: request.layout}
+        outputs[contract.MODEL] = request.model
         request.started = True
     return outputs
 

@@ -89,7 +89,7 @@ def test_pages_and_shares_of_the_users_own(line: list[str], tmp_path: Path) -> N
             "--endpoints takes grpc, http, stream with commas between them, not 'back'",
         ),
         (["--pruning", "little"], 2, "--pruning takes dynamic, off and shares like 0.7, not 'little'"),
-        (["--pruning", "1.5"], 2, "retention must be more than 0 and at most 1"),
+        (["--pruning", "1.5"], 2, "retention must be dynamic, off, or a share above 0 and at most 1"),
         (["--window", "0"], 2, "--window and --pages must be more than 0"),
         (["--input", "no-such-page.png"], 2, "There is no file no-such-page.png"),
         (["--", "--nope"], 2, "perf_analyzer refuses an option: unrecognized option '--nope'"),

@@ -62,7 +62,7 @@ def test_distances() -> None:
 
 
 def test_retentions() -> None:
-    assert bench.parse_retentions("off, dynamic,0.70") == {"off": 1.0, "dynamic": None, "r=0.7": 0.7}
+    assert bench.parse_retentions("off, dynamic,0.70") == {"off": 1.0, "dynamic": -1.0, "r=0.7": 0.7}
 
 
 @pytest.mark.serving

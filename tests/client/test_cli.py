@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pypdfium2 as pdfium
 import pytest
 from PIL import Image
 
-from deepseek_ocr_client.cli.report import harmless
+from deepseek_ocr_client.cli.report import REFERENCE, harmless, noise_advice
 from deepseek_ocr_client.errors import ExitCode
 from tests.client.conftest import LONG, Run, start
 from tests.client.pdf_files import LOCKED, text_pages
+from tests.client.results import make_result
 from tests.serving.running import ROOT, RunningServer
 
 pytestmark = pytest.mark.serving
@@ -103,6 +105,35 @@ def test_errors_are_one_sentence_and_a_code(
     assert "Traceback" not in done.stderr
     if code != ExitCode.USAGE:
         assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+def test_the_reference_model_is_named_once_a_run_and_noise_is_called_so(
+    run: Run, page: Path, tmp_path: Path
+) -> None:
+    Image.effect_noise((512, 512), 200).save(tmp_path / "noise.png")
+    done = run("ocr", page, tmp_path / "noise.png", "--mode", "tiny", "--max-tokens", 60, "--json")
+    assert [json.loads(line)["model"] for line in done.stdout.splitlines()] == [REFERENCE] * 2
+    assert done.stderr.count("note: this server runs reference-deepseek-ocr") == 1
+    advice = [line for line in done.stderr.splitlines() if "looks like noise" in line]
+    assert len(advice) == 1
+    assert "noise.png" in advice[0]
+    assert "DeepSeek-OCR's weights" in advice[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "noise"),
+    [
+        ("", False),
+        ("Harbour ledger\ngranite 3.50 | lantern 86\n\n<|ref|>text<|/ref|><|det|>[[1,2,3,4]]<|/det|>", False),
+        ("# Title\n\n| 12,50 EUR | (yes) |\n![](figure-1.jpg)", False),
+        ("r\u00b0\u00b0-t-c:\nc\u2013r~-c:\nwiwiwuwi\u00d7kiw w\u2026w", True),
+        ("-`--s:\n-`---\n`-`-\n\n-`--`-", True),
+    ],
+)
+def test_noise_is_told_from_text(text: str, noise: bool) -> None:
+    result = replace(make_result(text), model=REFERENCE)
+    assert bool(noise_advice(result)) == noise
+    assert not noise_advice(replace(result, model="deepseek-ai/DeepSeek-OCR"))
 
 
 def test_verbose_shows_where(run: Run, page: Path) -> None:

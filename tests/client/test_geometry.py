@@ -16,6 +16,12 @@ def test_boxes_are_fractions_of_the_page() -> None:
     assert to_pixels(Box(333, 333, 666, 666), 999, 1998) == Box(333, 666, 666, 1332)
 
 
+def test_corners_are_rounded_down_as_the_reference_code_does() -> None:
+    # int(v / 999 * side) of each; rounding the far corner up would give 358 and 675.
+    assert to_pixels(Box(10, 21, 300, 400), 1191, 1684) == Box(11, 35, 357, 674)
+    assert to_pixels(Box(1, 1, 2, 2), 100, 100) == Box(0, 0, 0, 0)
+
+
 @given(st.tuples(*[st.integers(0, 999)] * 4), st.integers(1, 20_000), st.integers(1, 20_000))
 def test_pixel_boxes_stay_on_the_page(corners: tuple[int, ...], width: int, height: int) -> None:
     x1, x2 = sorted(corners[:2])

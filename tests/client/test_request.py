@@ -13,7 +13,7 @@ from tritonclient.grpc import InferInput
 
 from deepseek_ocr_client.contract import INPUTS, LAYOUT, LAYOUT_TENSOR, TIMINGS, TIMINGS_TENSOR
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
-from deepseek_ocr_client.request import OcrOptions, RequestOptions, ResultBuilder, build_inputs
+from deepseek_ocr_client.request import OcrOptions, RequestOptions, ResultBuilder, Retention, build_inputs
 from deepseek_ocr_client.result import Timings
 from deepseek_ocr_client.tags import Box
 
@@ -50,12 +50,21 @@ def test_only_what_is_asked_for_is_sent() -> None:
     }
 
 
+@pytest.mark.parametrize(("retention", "sent"), [("dynamic", -1), ("off", 1), (1, 1), (0.5, 0.5), (-1, -1)])
+def test_a_retention_may_be_a_word(retention: Retention, sent: float) -> None:
+    image, tensor = build_inputs(b"png", OcrOptions(retention=retention), InferInput)
+    assert (image.name(), tensor.name()) == ("IMAGE", "RETENTION")
+    assert np.frombuffer(tensor._get_content(), np.float32) == [sent]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"retention": 0.0},
         {"retention": 1.5},
         {"retention": float("nan")},
+        {"retention": -0.5},
+        {"retention": "auto"},
         {"max_tokens": 0},
         {"time_limit": 0.0},
         {"time_limit": float("inf")},

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def test_pruned_blocks_are_dark_and_kept_ones_are_not() -> None:
     assert (drawn[2 * 64 : 3 * 64, 64:128] == 255).all()
     dark = np.delete(drawn.reshape(BASE.height, BASE.width, 3), np.s_[64:128], axis=1)
     assert (dark == int(255 * DIMMED)).all()
+
+
+def test_the_picture_names_the_model_above_the_page() -> None:
+    white = Image.new("RGB", (BASE.width, BASE.height), "white")
+    for tokens in (False, True):
+        plain = np.asarray(draw_result(white, make_result(), tokens=tokens))
+        named = np.asarray(draw_result(white, replace(make_result(), model="some-model"), tokens=tokens))
+        assert (named[-BASE.height :] == plain[-BASE.height :]).all()
+        assert (named[: -BASE.height] < 128).sum() > (plain[: -BASE.height] < 128).sum()
 
 
 def test_a_pdf_is_titled_by_its_name(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def test_the_milliseconds_are_the_measured_ones() -> None:
 
 def test_a_page_s_memory_follows_from_the_architecture() -> None:
     assert f"{KV_BYTES:,}" in PAGE.replace("\n", " ")
-    visual = MODES["base"]
-    assert visual.sides == (1024,)
-    page = (4096 + 273) * KV_BYTES
+    assert MODES["large"].sides == (1280,)
+    page = (4096 + 421) * KV_BYTES
     assert f"about {round(page / 1e6, -1):.0f} MB" in PAGE
     assert f"{16 * page / 1e9:.1f} GB" in PAGE

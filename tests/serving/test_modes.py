@@ -66,8 +66,8 @@ def test_gundam_with_tiles(ocr_server: RunningServer) -> None:
 
 def test_gundam_without_tiles_is_base(ocr_server: RunningServer) -> None:
     image = page(600, 400, "no tiles")
-    gundam = calls.unary(ocr_server, image, mode="gundam", max_tokens=20)
-    base = calls.unary(ocr_server, image, mode="base", max_tokens=20)
+    gundam = calls.unary(ocr_server, image, mode="gundam", retention=-1, max_tokens=20)
+    base = calls.unary(ocr_server, image, mode="base", retention=-1, max_tokens=20)
     assert list(gundam.outputs["LAYOUT"]) == list(base.outputs["LAYOUT"])
     assert gundam.outputs["TOKENS"][0] == 273
     assert gundam.text == base.text
@@ -75,8 +75,21 @@ def test_gundam_without_tiles_is_base(ocr_server: RunningServer) -> None:
 
 def test_every_input_but_the_image_is_optional(ocr_server: RunningServer) -> None:
     answer = calls.unary(ocr_server, page(300, 200, "defaults"), max_tokens=5)
-    assert answer.outputs["LAYOUT"][0] == 1024, "the default mode is base"
-    assert 0 < answer.outputs["TOKENS"][1] < 273, "the default retention is dynamic"
+    assert answer.outputs["LAYOUT"][0] == 1280, "the default mode is large"
+    assert 0 < answer.outputs["TOKENS"][1] < 421, "the default retention is dynamic in large"
+
+
+@pytest.mark.parametrize(
+    ("mode", "pruned"), [("tiny", False), ("base", False), ("large", True), ("gundam", True)]
+)
+def test_pruning_is_on_where_it_pays_and_wherever_it_is_asked_for(
+    ocr_server: RunningServer, mode: str, pruned: bool
+) -> None:
+    image = page(512, 512, "pruning")
+    before, after, _ = calls.unary(ocr_server, image, mode=mode, max_tokens=2).outputs["TOKENS"]
+    assert (after < before) == pruned
+    dynamic = calls.unary(ocr_server, image, mode=mode, retention=-1, max_tokens=2).outputs["TOKENS"]
+    assert dynamic[1] < dynamic[0]
 
 
 @pytest.mark.parametrize(("retention", "content"), [(1.0, 256), (0.7, 179), (0.75, 192), (0.001, 1)])

@@ -9,7 +9,16 @@ import time
 from pathlib import Path
 
 from deepseek_ocr_client.cli import options as cli
-from deepseek_ocr_client.cli.report import complain, facts, read_truth, say, verdict, write
+from deepseek_ocr_client.cli.report import (
+    ModelNote,
+    complain,
+    facts,
+    noise_advice,
+    read_truth,
+    say,
+    verdict,
+    write,
+)
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ClientError, ExitCode, InvalidRequest, TimeLimitExceeded
 from deepseek_ocr_client.layouts import DocumentFiles, page_break, page_record
@@ -45,6 +54,7 @@ class OcrCommand:
         self.truth = read_truth(arguments.truth)
         self.errors: list[ClientError] = []
         self.done = 0
+        self.note = ModelNote()
 
     def run(self) -> ExitCode:
         """Read every page of every file."""
@@ -87,6 +97,7 @@ class OcrCommand:
         started = time.monotonic()
         result = self._read(client, page)
         seconds = time.monotonic() - started
+        self.note(result.model)
         if files is not None:
             files.add(page, result)
         if self.arguments.json:
@@ -100,6 +111,8 @@ class OcrCommand:
         self.done += 1
         if result.warning():
             say(f"warning: {page.document}, page {page.number}: {result.warning()}.")
+        if advice := noise_advice(result):
+            say(f"warning: {page.document}, page {page.number}: {advice}")
 
     def _read(self, client: OcrClient, page: Page) -> OcrResult:
         """Read a page; prints its text as it comes, where the connection streams and text is asked for."""

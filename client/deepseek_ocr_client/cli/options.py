@@ -10,7 +10,7 @@ from pathlib import Path
 from deepseek_ocr_client.connection import Tls
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.ocr import OcrClient
-from deepseek_ocr_client.request import OcrOptions
+from deepseek_ocr_client.request import OcrOptions, Retention
 from deepseek_ocr_client.settings import MODES, PROMPTS, ClientSettings
 
 
@@ -36,9 +36,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--prompt", help=f"a prompt, or one of {', '.join(PROMPTS)}; default: markdown", metavar="TEXT")
     add(
         "--retention",
-        type=float,
+        type=_retention,
         metavar="R",
-        help="share of the content tokens to keep; 1 = all; default: chosen for each page",
+        help="dynamic (as the page allows), off, or the share of content tokens to keep; default: the server's choice",
     )
     add("--max-tokens", type=int, metavar="N", help="output tokens at most")
     add(
@@ -93,6 +93,10 @@ def options_of(arguments: argparse.Namespace) -> OcrOptions:
         max_tokens=arguments.max_tokens,
         no_repeat_ngram=_ngram(arguments.no_repeat_ngram),
     )
+
+
+def _retention(written: str) -> Retention:
+    return written if written in ("dynamic", "off") else float(written)  # type: ignore[return-value]
 
 
 def password_of(arguments: argparse.Namespace) -> str | None:

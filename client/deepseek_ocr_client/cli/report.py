@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,45 @@ from deepseek_ocr_client.score import character_error_rate
 # A page can make the model write escape sequences, and a terminal obeys them: C0 but for tab and line feed,
 # DEL, C1.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+REFERENCE = "reference-deepseek-ocr"  # the small checkpoint that ships with the server, by its own name
+# A word, a number or a code in capitals, with what stands around it in print.
+_PLAIN = re.compile(
+    r"""["'(\[]?(?:[A-Z]?[a-z]+(?:['-][a-z]+)*|[A-Z]+|[-+$€£]?\d[\d.,:/-]*%?)["')\].,:;!?]*"""
+)
+_MARKUP = re.compile(r"<[^>]*>|!\[\]\([^)]*\)")
+PLAIN_SHARE = (
+    0.6  # of the characters: pages that the reference model can read have 0.9 and more, others 0 to 0.8
+)
+
+
+class ModelNote:
+    """Says in one line, once a run, that a server runs the reference model; it reads its own kind of page only."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, model: str) -> None:
+        """Say it, if `model` is that one and nothing was said yet."""
+        if model == REFERENCE and not self._said:
+            self._said = True
+            say(
+                f"note: this server runs {model}, a small model for trying the software; it reads pages like its own "
+                "examples and no ordinary print."
+            )
+
+
+def noise_advice(result: OcrResult) -> str:
+    """What to do about a text of the reference model that is no text; empty where it is one, or of another model."""
+    words = [word for word in _MARKUP.sub(" ", result.markdown).split() if re.search(r"\w", word) or word[3:]]
+    plain = sum(len(word) for word in words if _PLAIN.fullmatch(word))
+    if result.model != REFERENCE or plain >= PLAIN_SHARE * sum(map(len, words)):
+        return ""
+    return (
+        "this text looks like noise: the reference model can't read this page. "
+        "Export DeepSeek-OCR's weights and serve those."
+    )
 
 
 def harmless(text: str) -> str:
@@ -56,7 +96,7 @@ def mode_of(result: OcrResult, asked: str | None) -> str:
 
 
 def facts(result: OcrResult, mode: str | None, truth: str | None, seconds: float) -> str:
-    """One line: mode, visual tokens before -> after, output tokens, error rate, first token, seconds."""
+    """One line: mode, visual tokens before -> after, output tokens, error rate, first token, seconds, model."""
     dropped = 1 - result.kept_tokens / max(result.visual_tokens, 1)
     parts = [
         f"mode {mode_of(result, mode)}",
@@ -69,6 +109,8 @@ def facts(result: OcrResult, mode: str | None, truth: str | None, seconds: float
         parts.append(f"first token {result.timings.first_token:.2f} s")
     parts.append(f"total {seconds:.2f} s")
     parts.append(f"finish {result.finish_reason}")
+    if result.model:
+        parts.append(f"model {result.model}")
     return " | ".join(parts)
 
 

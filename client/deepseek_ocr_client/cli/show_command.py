@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from deepseek_ocr_client.cli import options as cli
-from deepseek_ocr_client.cli.report import facts, say, write
+from deepseek_ocr_client.cli.report import ModelNote, facts, say, write
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ExitCode, InvalidRequest
 from deepseek_ocr_client.images import open_image
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         raise InvalidRequest(f"{output} must end in {', '.join(FORMATS)}.")
     settings = cli.settings_of(arguments)
     options = cli.options_of(arguments)
-    shown = []
+    shown, note = [], ModelNote()
     with (
         open_document(arguments.file, settings, cli.password_of(arguments)) as document,
         cli.client_of(arguments, settings) as client,
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
                 raise page.error
             started = time.monotonic()
             result = client.read(page.image, options)
+            note(result.model)
             line = facts(result, options.mode, None, time.monotonic() - started)
             name = f"{arguments.file.name}, page {number}" if document.page_count > 1 else arguments.file.name
             shown.append(Shown(name, open_image(page.image, settings, name), result, line))

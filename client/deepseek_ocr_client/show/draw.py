@@ -48,14 +48,16 @@ def draw_result(picture: Image.Image, result: OcrResult, *, tokens: bool = False
     page = picture.convert("RGB")
     page.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     scale = page.width / result.layout.width, page.height / result.layout.height
+    model = f"model: {result.model}" if result.model else ""
     if not tokens:
-        return _regions(page, result.regions, scale)
+        drawn_page = _regions(page, result.regions, scale)
+        return _titled(drawn_page, model) if model else drawn_page
     drawn = []
     for number, view in enumerate(views_of(result)):
         dimmed = _dim(page, view, result)
         if number == 0:
             dimmed = _regions(dimmed, result.regions, scale)
-        drawn.append(_titled(dimmed, view.title))
+        drawn.append(_titled(dimmed, ", ".join(filter(None, (view.title, model)))))
     return _side_by_side(drawn)
 
 

@@ -19,7 +19,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the engine and let it generate once. Raises EngineError: Triton doesn't load the model then."""
         self.metrics = DecoderMetrics()
-        self.service = open_service(Manifest.load(settings().engines), settings(), self.metrics)
+        manifest = Manifest.load(settings().engines)
+        self.name = manifest.model
+        self.service = open_service(manifest, settings(), self.metrics)
         self.service.warm_up()
         self.metrics.sample(self.service.stats, settings().gauge_seconds)
         self.writer = StreamWriter(settings().stream_seconds, self.metrics)
@@ -52,6 +54,7 @@ class TritonPythonModel:
             counts=required(request, contract.COUNTS),
             kept=required(request, contract.KEPT),
             layout=required(request, contract.LAYOUT_TENSOR),
+            model=self.name,
             stream=stream is None or bool(stream[0]),
             on_end=lambda: self.forget(stream_id),
         )

@@ -34,6 +34,7 @@ def manifest(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Manifest:
     files = [entry("decoder/config.json"), entry("decoder/decoder.safetensors")]
     content = {
         "family": "deepseek_ocr",
+        "model": "some model",
         "target": "cpu",
         "hidden_size": TINY["hidden_size"],
         "vocab_size": TINY["vocab_size"],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rtprune.errors import InvalidInput
+from rtprune.modes import MODES
 from rtprune.preprocess.options import check_options
 from rtprune.settings import Settings
 
@@ -15,12 +17,40 @@ ALL: dict[str, Any] = {"built_sides": frozenset({512, 640, 1024, 1280}), "contex
 
 def test_the_defaults() -> None:
     options = check_options(Settings(), **ALL)
-    assert (options.mode, options.retention, options.max_tokens) == ("base", None, 4096)
+    assert (options.mode, options.retention, options.max_tokens) == ("large", None, 4096)
     assert (options.ngram, options.window, options.time_limit) == (30, 90, 300.0)
 
 
 def test_a_retention_is_rounded_to_six_decimals() -> None:
     assert check_options(Settings(), **ALL, retention=0.699999988).retention == 0.7
+
+
+@pytest.mark.parametrize(
+    ("setting", "pruned"),
+    [
+        ("auto", {"large": None, "gundam": None, "base": 1.0, "small": 1.0, "tiny": 1.0}),
+        ("dynamic", dict.fromkeys(MODES)),
+        ("off", dict.fromkeys(MODES, 1.0)),
+        ("0.75", dict.fromkeys(MODES, 0.75)),
+    ],
+)
+def test_the_server_s_retention_is_for_requests_that_name_none(
+    setting: str, pruned: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTPRUNE_RETENTION", setting)
+    settings = Settings()
+    assert {mode: check_options(settings, **ALL, mode=mode).retention for mode in MODES} == pruned
+    for mode in MODES:
+        assert check_options(settings, **ALL, mode=mode, retention=-1).retention is None
+        assert check_options(settings, **ALL, mode=mode, retention=0.5).retention == 0.5
+        assert check_options(settings, **ALL, mode=mode, retention=1).retention == 1.0
+
+
+@pytest.mark.parametrize("setting", ["Dynamic", "0", "-1", "1.01", "nan", "none", ""])
+def test_a_setting_that_is_no_retention_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RTPRUNE_RETENTION", setting)
+    with pytest.raises(ValidationError, match="retention"):
+        Settings()
 
 
 def test_a_mode_without_an_engine_says_so() -> None:
@@ -42,6 +72,9 @@ def test_ngram_rules_that_are_allowed(value: tuple[int, int]) -> None:
         ("mode", "Base"),
         ("retention", float("inf")),
         ("retention", 4e-7),
+        ("retention", 0.0),
+        ("retention", -0.5),
+        ("retention", float("nan")),
         ("max_tokens", 8193),
         ("no_repeat_ngram", (2, 1)),
         ("no_repeat_ngram", (5, 10**6)),

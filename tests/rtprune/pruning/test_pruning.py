@@ -251,6 +251,26 @@ def test_the_dynamic_retention_is_the_formula(seed: int, density: float, spread:
     assert result.retention == pytest.approx(1 - similarity * (1 - density), abs=1e-6)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("likeness", [0.5, 1.0, 2.0, 8.0])
+def test_the_largest_page_s_count_is_right_at_its_edges(likeness: float, convert: Any) -> None:
+    # phi2 is a mean over 1.3 million pairs here: summed in float32 it is off by up to 7e-5, a tenth of a token.
+    layout = TokenLayout.of("gundam", tile_grid=(3, 3))
+    source = np.random.default_rng(3)
+    common = source.normal(size=64) * likeness
+    tokens = (common + source.normal(size=(layout.length, 64))).astype(np.float32)
+    vectors = tokens[layout.content_mask].astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    count = layout.content_count
+    similarity = (np.square(vectors @ vectors.T).sum() - count) / (count * (count - 1))
+    for kept in range(count - 8, count, 3) if similarity < 0.1 else range(count // 2, count, 97):
+        for nearby, expected in ((kept + 1e-4, kept), (kept - 1e-4, kept - 1)):
+            density = 1 - (1 - nearby / count) / similarity
+            if 0 <= density <= 1:
+                result = prune(convert(tokens), layout, text_density=density)
+                assert result.content_count == expected
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     layout = LAYOUTS[2]
     tokens = page(layout, 8)
