@@ -1,6 +1,9 @@
 """The ablation: character error rate against retention, for every strategy and both ways to number positions.
 
-    python -m benchmarks.retention --modes tiny small --pages 40
+    python -m benchmarks.retention --modes tiny --pages 40
+
+And the same texts in every mode, on ever larger paper, at equal counts of tokens: is a page better read in a larger
+mode, pruned, or in a smaller one, whole?
 
 Renders pages of the reference checkpoint's kind with words that it was not trained on, encodes each once with the
 exported engines, and decodes its tokens as every variant leaves them. Writes benchmarks/results/retention.md,
@@ -17,7 +20,7 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.measuring import RESULTS, ROOT
 from benchmarks.measuring import table as markdown_table
-from rtprune import STRATEGIES, PruneConfig, TokenLayout, prune, text_density
+from rtprune import STRATEGIES, PruneConfig, PruneResult, TokenLayout, prune, text_density
 from rtprune.config import Strategy
 from rtprune.decoder.engines import open_engine
 from rtprune.decoder.engines.base import Engine, Output, PromptTokens, Sampling
@@ -45,6 +48,8 @@ from training.tokenizer import FREE
 
 RETENTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 POSITIONS = ("contiguous", "original")
+EQUAL_MODES = ("tiny", "small", "base", "large")
+EQUAL_CONTENT = (32, 48, 64, 100, 150, 200, 256, 400)  # content tokens; the modes' own are 64, 100, 256, 400
 STYLES = {"norm": "s--"}  # lies on rtprune's line where the merge changes little
 
 
@@ -73,11 +78,19 @@ class Tally(Score):
 
     kept: int = 0
     content: int = 0
+    tokens: int = 0  # that the decoder read, newlines and separator too
 
     @property
     def retention(self) -> float:
         """Share of content tokens that were kept."""
         return self.kept / max(1, self.content)
+
+    def count(self, sample: Sample, text: str, result: PruneResult) -> None:
+        """Add a page that was read."""
+        self.add(sample.page, text, grounded=False)
+        self.kept += result.content_count
+        self.content += sample.layout.content_count
+        self.tokens += result.length
 
 
 class Reader:
@@ -104,23 +117,26 @@ class Reader:
         """
         generator = np.random.default_rng([seed, list(MODES).index(mode)])
         for _ in range(pages):
-            page = random_page(generator, page_size(generator, mode), RECIPE)
-            views = make_views(page.image(), mode, self.settings)
-            layout = TokenLayout.of(mode, tile_grid=views.tile_grid)
-            tokens = self.vision.encode_pages([(views.global_view, views.tiles, views.tile_grid)])[0]
-            if isinstance(tokens, Exception):
-                raise tokens
-            yield Sample(page, tokens, layout, text_density(views.global_view, layout.global_grid))
+            yield self.encode(random_page(generator, page_size(generator, mode), RECIPE), mode)
+
+    def encode(self, page: SyntheticPage, mode: str) -> Sample:
+        """The page with its visual tokens. Raises as `samples`."""
+        views = make_views(page.image(), mode, self.settings)
+        layout = TokenLayout.of(mode, tile_grid=views.tile_grid)
+        tokens = self.vision.encode_pages([(views.global_view, views.tiles, views.tile_grid)])[0]
+        if isinstance(tokens, Exception):
+            raise tokens
+        return Sample(page, tokens, layout, text_density(views.global_view, layout.global_grid))
 
     def read(
         self, sample: Sample, variants: Iterable[Variant], seed: int
-    ) -> Iterator[tuple[Variant, str, int]]:
-        """The text that each variant leaves readable, and its count of content tokens; all run together.
+    ) -> Iterator[tuple[Variant, str, PruneResult]]:
+        """The text that each variant leaves readable, and what it left; all run together.
 
         Raises InvalidInput for a page that doesn't fit the engine, RuntimeError where it ends one with an error.
         """
         done: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
-        running: dict[int, tuple[Variant, int]] = {}
+        running: dict[int, tuple[Variant, PruneResult]] = {}
         texts: dict[int, list[int]] = defaultdict(list)
         limit = 2 * len(sample.page.text.encode()) + 30
         for number, variant in enumerate(variants):
@@ -129,7 +145,7 @@ class Reader:
             positions = None
             if variant.positions == "original":
                 positions = self.writer.positions(FREE, result.positions, sample.layout.length)
-            running[number] = (variant, result.content_count)
+            running[number] = (variant, result)
             self.engine.submit(
                 PromptTokens(self.writer.ids(FREE, result.length)),
                 result.tokens,
@@ -143,8 +159,9 @@ class Reader:
             if output.finish_reason == "error":
                 raise RuntimeError(output.error)
             if output.finish_reason:
-                variant, kept = running.pop(number)
-                yield variant, self.tokenizer.decode(texts.pop(number), skip_special_tokens=False), kept
+                text = self.tokenizer.decode(texts.pop(number), skip_special_tokens=False)
+                variant, result = running.pop(number)
+                yield variant, text, result
 
 
 def variants(strategies: Iterable[Strategy], retentions: Iterable[float]) -> list[Variant]:
@@ -183,17 +200,65 @@ def table(mode: str, tallies: dict[Variant, Tally]) -> list[str]:
     return [*lines, *markdown_table(head, rows), ""]
 
 
-def plot(found: dict[str, dict[Variant, Tally]], path: Path) -> None:
-    """A panel for each mode and numbering: CER against retention, a line a strategy, a star the dynamic one."""
+def equal_tokens(reader: Reader, pages: int, seed: int) -> dict[str, list[Tally]]:
+    """The same texts in each mode that stretches or pads nothing: a tally for each of EQUAL_CONTENT that it has."""
+    found: dict[str, list[Tally]] = {mode: [] for mode in EQUAL_MODES}
+    generator = np.random.default_rng([seed, len(MODES)])
+    drawn = [random_page(generator, (MODES["tiny"].side,) * 2, RECIPE) for _ in range(pages)]
+    for mode, tallies in found.items():
+        count = TokenLayout.of(mode).content_count
+        shares = [min(1.0, (kept + 0.5) / count) for kept in EQUAL_CONTENT if kept <= count]
+        wanted = {Variant("rtprune", share, POSITIONS[0]): Tally() for share in shares}
+        for number, page in enumerate(tqdm(drawn, f"equal tokens, {mode}", unit="page")):
+            sample = reader.encode(replace(page, size=(MODES[mode].side,) * 2), mode)
+            for variant, text, result in reader.read(sample, wanted, seed + number):
+                wanted[variant].count(sample, text, result)
+        tallies += wanted.values()
+    return found
+
+
+def equal_table(found: dict[str, list[Tally]]) -> list[str]:
+    """CER in per cent: a row a mode, a column a count of content tokens."""
+    whole = next(iter(found.values()))[0]
+    rows = []
+    for mode, tallies in found.items():
+        rates = {round(t.kept / t.pages): 100 * t.rate for t in tallies}
+        rows.append([mode, *(f"{rates[kept]:.2f}" if kept in rates else "" for kept in EQUAL_CONTENT)])
+    return [
+        "## The same texts in every mode, at equal counts of tokens",
+        "",
+        f"{whole.pages} texts, {whole.characters} characters, that fill a tiny page or less; in the larger modes the "
+        "same lines stand on more paper, at the same size in pixels. Character error rate in per cent; columns are the "
+        "content tokens that RTPrune leaves, the last of each row is the mode's whole view.",
+        "",
+        *markdown_table(["mode", *map(str, EQUAL_CONTENT)], rows),
+        "",
+    ]
+
+
+def plot(found: dict[str, dict[Variant, Tally]], equal: dict[str, list[Tally]], path: Path) -> None:
+    """A panel for each mode and numbering: CER against retention, a line a strategy, a star the dynamic one.
+
+    Below, one with the same texts in every mode: CER against the tokens that the decoder reads.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        len(found), 2, figsize=(11, 4 * len(found)), squeeze=False, sharey="row", layout="constrained"
+        len(found) + 1, 2, figsize=(11, 4 * len(found) + 4), squeeze=False, sharey="row", layout="constrained"
     )
-    for row, (mode, tallies) in zip(axes, found.items(), strict=True):
+    last, empty = axes[-1]
+    empty.axis("off")
+    for mode, curve in equal.items():
+        read = [tally.tokens / tally.pages for tally in curve]
+        last.plot(read, [100 * tally.rate for tally in curve], "o-", markersize=4, label=mode)
+    last.set(title="the same texts in every mode, RTPrune", xlabel="visual tokens that the decoder reads")
+    last.set_ylabel("character error rate, %")
+    last.grid(alpha=0.3)
+    last.legend(title="right end: the whole view")
+    for row, (mode, tallies) in zip(axes, found.items(), strict=False):
         whole = tallies[Variant("none", 1.0, POSITIONS[0])]
         for panel, positions in zip(row, POSITIONS, strict=True):
             for strategy in STRATEGIES:
@@ -227,7 +292,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--engines", type=Path, default=ROOT / "engines")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["tiny", "small"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["tiny"])
     parser.add_argument("--pages", type=int, default=40, help="of each mode")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--retentions", nargs="+", type=float, default=list(RETENTIONS))
@@ -243,11 +308,9 @@ def main() -> None:
         tallies = found[mode] = {variant: Tally() for variant in wanted}
         samples = reader.samples(mode, arguments.pages, arguments.seed)
         for number, sample in enumerate(tqdm(samples, mode, total=arguments.pages, unit="page")):
-            for variant, text, kept in reader.read(sample, wanted, arguments.seed + number):
-                tally = tallies[variant]
-                tally.add(sample.page, text, grounded=False)
-                tally.kept += kept
-                tally.content += sample.layout.content_count
+            for variant, text, result in reader.read(sample, wanted, arguments.seed + number):
+                tallies[variant].count(sample, text, result)
+    equal = equal_tokens(reader, arguments.pages, arguments.seed)
     reader.engine.close()
     reader.vision.close()
     lines = [
@@ -263,6 +326,7 @@ def main() -> None:
         "that contiguous positions do better than the original ones, is to be read with that in mind.",
         "",
         *(line for mode, tallies in found.items() for line in table(mode, tallies)),
+        *equal_table(equal),
         "![Character error rate against retention](retention.png)",
         "",
     ]
@@ -275,7 +339,7 @@ def main() -> None:
         for v, t in tallies.items()
     ]
     (arguments.output / "retention.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    plot(found, arguments.output / "retention.png")
+    plot(found, equal, arguments.output / "retention.png")
     print("\n".join(lines))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from deepseek_ocr_client.tags import Box, RegionTag, TagParser, parse
+from deepseek_ocr_client.tags import Box, Event, RegionTag, TagParser, parse
 
 FIGURE_LABELS = frozenset({"image", "figure", "picture", "chart", "photo"})
+
+COMMANDS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}
 
 # What the model calls the parts of a page. A tag with another label and no text after it isn't a part's name:
 # with "OCR this image" the label is the text itself.
@@ -42,7 +44,8 @@ def default_figure_name(number: int) -> str:
 class MarkdownStream:
     """Feed it pieces of the model's output; it returns pieces of Markdown as soon as they're certain.
 
-    Every character outside whole tags comes through, but for blank lines beside a removed tag. `figures`
+    Every character outside tags comes through, but for blank lines beside a removed tag; `\\coloneqq` and
+    `\\eqqcolon`, which few renderers know, become := and =:, as the authors' scripts write them. `figures`
     collects the boxes (0..999 of the page) of the figures linked so far, in order. With `text_labels` every
     label is text; without, a label is where it's no part of a page and has no text of its own.
     """
@@ -51,6 +54,7 @@ class MarkdownStream:
     text_labels: bool = False
     figures: list[Box] = field(default_factory=list)
     _parser: TagParser = field(default_factory=TagParser)
+    _command: str = ""  # what one of COMMANDS may begin with
     _label: str = ""  # of the last tag, as long as it may turn out to be text
     _newlines: str = ""  # blank space that waits for what comes after it
     _beside_tag: bool = True
@@ -63,20 +67,37 @@ class MarkdownStream:
     def close(self) -> str:
         """The rest, after the stream's end."""
         rest = list(self._take(self._parser.close()))
+        rest.extend(self._flush_command())
         rest.extend(self._flush_label())
         self._newlines = ""
         return "".join(rest)
 
-    def _take(self, events: Iterable[str | RegionTag]) -> Iterator[str]:
+    def _take(self, events: Iterable[Event]) -> Iterator[str]:
         for event in events:
+            if isinstance(event, str):
+                yield from self._write(self._commands(event))
+                continue
+            yield from self._flush_command()
+            self._beside_tag = True
             if isinstance(event, RegionTag):
                 yield from self._tag(event)
-            else:
-                yield from self._write(event)
+
+    def _commands(self, text: str) -> str:
+        """`text` with COMMANDS replaced; the beginning of one at its end is held back."""
+        text = self._command + text
+        for command, sign in COMMANDS.items():
+            text = text.replace(command, sign)
+        start = text.rfind("\\", -max(map(len, COMMANDS)))
+        held = start >= 0 and any(command.startswith(text[start:]) for command in COMMANDS)
+        self._command = text[start:] if held else ""
+        return text[:start] if held else text
+
+    def _flush_command(self) -> Iterator[str]:
+        text, self._command = self._command, ""
+        yield from self._write(text)
 
     def _tag(self, tag: RegionTag) -> Iterator[str]:
         yield from self._flush_label()
-        self._beside_tag = True
         if tag.label in FIGURE_LABELS and not self.text_labels:
             yield from self._figures(tag)
         elif self.text_labels and tag.label:
@@ -151,6 +172,6 @@ def segments(text: str) -> list[Segment]:
     for event in parse(text):
         if isinstance(event, RegionTag):
             found.append((event, []))
-        elif found:
+        elif found and isinstance(event, str):
             found[-1][1].append(event)
     return [Segment(tag, "".join(parts).strip()) for tag, parts in found]

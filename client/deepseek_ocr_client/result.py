@@ -39,14 +39,15 @@ class Region:
     """A part of the page that the model marked.
 
     `boxes` are page pixels; `normalized` the same in 0..999 of the page, as the model writes them;
-    `text` what follows the tag up to the next one, and `clamped` whether a box had to be brought into range.
+    `text` what follows the tag up to the next one; `dropped` counts boxes that aren't any (three numbers, a corner
+    off the page).
     """
 
     label: str
     boxes: tuple[Box, ...]
     normalized: tuple[Box, ...]
     text: str
-    clamped: bool = False
+    dropped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -55,6 +56,7 @@ class Region:
             "boxes": [list(box) for box in self.boxes],
             "normalized": [list(box) for box in self.normalized],
             "text": self.text,
+            "dropped_boxes": self.dropped,
         }
 
 
@@ -103,7 +105,7 @@ class OcrResult:
                 boxes=tuple(to_pixels(box, width, height) for box in part.tag.boxes),
                 normalized=part.tag.boxes,
                 text=part.text,
-                clamped=part.tag.clamped,
+                dropped=part.tag.dropped,
             )
             for part in segments(self.text)
         )
@@ -140,6 +142,7 @@ class OcrResult:
             "text": self.text,
             "markdown": self.markdown,
             "regions": [region.to_dict() for region in self.regions],
+            "dropped_boxes": sum(region.dropped for region in self.regions),
             "size": {"width": self.layout.width, "height": self.layout.height},
             "visual_tokens": {"before": self.visual_tokens, "after": self.kept_tokens},
             "output_tokens": self.output_tokens,

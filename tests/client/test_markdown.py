@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepseek_ocr_client.markdown import MarkdownStream, labels_are_text, segments, to_markdown
@@ -66,6 +66,31 @@ def test_which_prompts_put_text_into_labels(prompt: str | None, text_labels: boo
     assert labels_are_text(prompt) is text_labels
 
 
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        (r"\(a \coloneqq b\) and \(c \eqqcolon d\)", r"\(a := b\) and \(c =: d\)"),
+        (r"x\coloneqq", "x:="),
+        (r"\coloneqq\eqqcolon\\coloneqq", r":==:\:="),
+        (r"\coloneq b \colon \eqq", r"\coloneq b \colon \eqq"),
+        (rf"a \colo{tag('text')}neqq", "a \\colo\nneqq"),
+    ],
+)
+def test_commands_that_few_renderers_know_are_written_out(text: str, markdown: str) -> None:
+    assert to_markdown(text)[0] == markdown
+    stream = MarkdownStream()
+    assert "".join(stream.feed(character) for character in text) + stream.close() == markdown
+
+
+@given(outputs)
+@example("<|<|/det|>ref|>")
+def test_no_tag_is_left_whatever_the_model_writes(text: str) -> None:
+    markdown, _ = to_markdown(text)
+    assert not any(
+        mark in markdown for mark in ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>")
+    )
+
+
 def test_two_regions_never_run_into_one_word() -> None:
     assert to_markdown(f"one{tag('text')}two")[0] == "one\ntwo"
 
@@ -102,7 +127,10 @@ def test_every_visible_character_outside_tags_comes_through_in_order(text: str) 
 def test_with_text_labels_every_label_comes_through(text: str) -> None:
     markdown, _ = to_markdown(text, text_labels=True)
     kept = iter("".join(markdown.split()))
-    wanted = "".join(event.label if isinstance(event, RegionTag) else event for event in parse(text))
+    wanted = "".join(
+        event if isinstance(event, str) else event.label if isinstance(event, RegionTag) else ""
+        for event in parse(text)
+    )
     assert all(character in kept for character in "".join(wanted.split()))
 
 
