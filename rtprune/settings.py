@@ -42,9 +42,15 @@ class Settings(BaseSettings):
         20 * 2**20, ge=1, description="Bytes of an encoded image; a 600 dpi A4 colour PNG has about 15 MB."
     )
     max_pixels: int = Field(
-        64_000_000,
+        150_000_000,
         ge=1,
         description="Pixels an image header may declare; A3 at 600 dpi has 70 million, A4 35.",
+    )
+    max_decoded_bytes: int = Field(
+        256_000_000,
+        ge=1,
+        description="Bytes of a decoded image: a pixel takes 1 in grey and two colours, 2 in grey of 16 bits, 4 in "
+        "colour. A larger JPEG is decoded at a smaller size, anything else refused.",
     )
     max_aspect: int = Field(
         200, ge=1, description="Longer side over shorter at most; beyond it a page is thinner than a letter."

@@ -5,13 +5,31 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+from deepseek_ocr_client import imaging
 from deepseek_ocr_client.errors import InvalidRequest
-from deepseek_ocr_client.images import UNREADABLE, inspect_image, read_file, to_png
+from deepseek_ocr_client.images import open_image, read_file, sendable, to_png
 from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.settings import ClientSettings
 
 PDF_SIGNATURE = b"%PDF-"
-SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+SUFFIXES = frozenset(
+    {
+        ".pdf",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jfi",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".gif",
+    }
+    | {".heic", ".heif", ".hif", ".avif"}
+)
 
 
 class ImageDocument(Document):
@@ -19,26 +37,21 @@ class ImageDocument(Document):
 
     def __init__(self, path: Path, settings: ClientSettings) -> None:
         self._data = read_file(path, settings)
-        with inspect_image(self._data, str(path)) as picture:
-            try:
-                pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-            except UNREADABLE as error:
-                raise InvalidRequest(f"{path} can't be decoded: {error}.") from None
+        kind = imaging.kind_of(self._data)
+        if kind is None:
+            open_image(self._data, settings, str(path))  # says what it is instead
+        try:
+            pages = len(imaging.tiff_pages(self._data)) if kind == "TIFF" else 1
+        except imaging.ImageError as error:
+            raise InvalidRequest(f"{path} can't be decoded: {error}") from None
         super().__init__(path, pages, settings)
 
     def render(self, number: int) -> Page:
         """The file itself, or a TIFF's page as PNG."""
         if self.page_count == 1:
-            return Page(self.path, number, self._data)
+            return Page(self.path, number, sendable(self._data, str(self.path), self.settings))
         name = f"Page {number} of {self.path}"
-        with inspect_image(self._data, name) as picture:
-            try:
-                picture.seek(number - 1)
-                if picture.width * picture.height <= self.settings.max_image_pixels:
-                    return Page(self.path, number, to_png(picture.copy()))
-            except UNREADABLE as error:
-                raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
-            raise InvalidRequest(f"{name} has {picture.width} x {picture.height} pixels, over the limit.")
+        return Page(self.path, number, to_png(open_image(self._data, self.settings, name, number - 1)))
 
 
 def open_document(

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from deepseek_ocr_client import imaging
 from deepseek_ocr_client.errors import InvalidRequest
 from deepseek_ocr_client.settings import ClientSettings
 
@@ -20,14 +21,10 @@ ImageInput: TypeAlias = (
 )
 """A path, encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB."""
 
-# Formats that hold pixels and nothing that runs; Pillow would start Ghostscript for an EPS file.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
-
-# What Pillow's decoders raise for files that are broken.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
 _ORIENTATION = 0x0112  # EXIF
-_UPRIGHT = 1
+_ANY_ASPECT = 10**9  # the server's limit is its own
+_CONVERTED = ("HEIC", "AVIF")  # few servers read them
+_QUALITY = 95  # of a JPEG made from these
 
 
 def encode_image(image: ImageInput, settings: ClientSettings) -> bytes:
@@ -36,9 +33,9 @@ def encode_image(image: ImageInput, settings: ClientSettings) -> bytes:
     Raises `InvalidRequest`, one sentence, for what is no image, is empty or is over a limit.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _checked(bytes(image), "The image", settings)
+        return sendable(_checked(bytes(image), "The image", settings), "The image", settings)
     if isinstance(image, (str, os.PathLike)):
-        return read_file(Path(image), settings)
+        return sendable(read_file(Path(image), settings), str(image), settings)
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
@@ -62,6 +59,15 @@ def read_file(path: Path, settings: ClientSettings) -> bytes:
         raise InvalidRequest(f"{path} can't be read: {error.strerror or error}.") from None
 
 
+def sendable(data: bytes, name: str, settings: ClientSettings) -> bytes:
+    """An image file as it is; HEIC and AVIF as JPEG, or an `InvalidRequest` that names the extra for it."""
+    if imaging.kind_of(data) not in _CONVERTED:
+        return data
+    buffer = io.BytesIO()
+    open_image(data, settings, name).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
 def to_png(image: Image.Image) -> bytes:
     """PNG of a picture, upright; fast rather than small, since it's sent once."""
     picture = flatten(image)
@@ -71,41 +77,33 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """The picture upright, in RGB or grey, transparency on white, 16-bit samples as 8-bit."""
-    turned = image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
-    picture = ImageOps.exif_transpose(image) if turned else image
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture, np.uint16) >> 8).astype(np.uint8))
-    coloured = picture.mode != "P" or picture.palette is not None  # Pillow asks a palette that isn't there
-    if coloured and picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.new("RGBA", layer.size, "white")
-        picture.alpha_composite(layer)
-    return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+    """The picture upright, in RGB or grey, transparency on white, samples as 8 bits; or `InvalidRequest`."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF that can't be read, in one of many ways, is as none
+        orientation = 1
+    if image.mode == "P" and image.palette is None:
+        image = image.convert("L")  # Pillow asks a palette that isn't there
+    try:
+        return imaging.upright(imaging.grey_or_rgb(image), orientation)
+    except imaging.ImageError as error:
+        raise InvalidRequest(str(error)) from None
 
 
-def open_image(data: bytes, settings: ClientSettings, name: str = "The image") -> Image.Image:
-    """The decoded picture, upright, in RGB or grey; `InvalidRequest` for none, or, before it's decoded, too large."""
-    with inspect_image(data, name) as picture:
-        _check_pixels(picture.size, name, settings)
-        try:
-            return flatten(picture.copy())
-        except UNREADABLE as error:
-            raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+def open_image(data: bytes, settings: ClientSettings, name: str = "The image", page: int = 0) -> Image.Image:
+    """The decoded picture, upright, in RGB or grey, as the server decodes it; `page`, from 0, is a TIFF's.
 
-
-def inspect_image(data: bytes, name: str) -> Image.Image:
-    """The picture with its header read and nothing else; `InvalidRequest` for an unknown format."""
+    `InvalidRequest` for none, or, before it's decoded, too large.
+    """
+    limits = imaging.Limits(settings.max_image_pixels, settings.max_decoded_bytes, _ANY_ASPECT)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limits follow, and oddities are no errors
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InvalidRequest(
-            f"{name} is no image of a known format.", f"Known are {', '.join(FORMATS)}."
-        ) from None
-    except UNREADABLE as error:
-        raise InvalidRequest(f"{name} can't be decoded: {error}.") from None
+            warnings.simplefilter("ignore")  # oddities are no errors
+            return imaging.decode(data, limits, page)
+    except imaging.ImageError as error:
+        raise InvalidRequest(f"{name} can't be decoded: {error}") from None
+    except MemoryError:
+        raise InvalidRequest(f"{name} can't be decoded: there is not enough free memory.") from None
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from PIL import Image
 
 from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.geometry import Layout
 from deepseek_ocr_client.images import open_image
 from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult
@@ -75,12 +76,17 @@ def save_page(folder: Path, name: str, page: Page, result: OcrResult, settings: 
         home = (folder / name).parent
         for number, box in enumerate(boxes, start=1):
             with atomic_write(home / figure_path(name, page.number, number)) as file:
-                _crop(picture, box).save(file, format="JPEG", quality=settings.figure_quality)
+                _crop(picture, box, result.layout).save(file, format="JPEG", quality=settings.figure_quality)
     return markdown
 
 
-def _crop(picture: Image.Image, box: Box) -> Image.Image:
-    """What `box` (picture pixels) holds, or a pixel or a line of them where it has no area."""
-    left, top = min(box.x1, picture.width - 1), min(box.y1, picture.height - 1)
-    right, bottom = max(min(box.x2, picture.width), left + 1), max(min(box.y2, picture.height), top + 1)
+def _crop(picture: Image.Image, box: Box, layout: Layout) -> Image.Image:
+    """What `box` (page pixels) holds, or a pixel or a line of them where it has no area.
+
+    The picture is smaller than the page where it was decoded so.
+    """
+    across, down = picture.width / layout.width, picture.height / layout.height
+    left, top = min(int(box.x1 * across), picture.width - 1), min(int(box.y1 * down), picture.height - 1)
+    right = max(min(int(box.x2 * across), picture.width), left + 1)
+    bottom = max(min(int(box.y2 * down), picture.height), top + 1)
     return picture.crop((left, top, right, bottom))

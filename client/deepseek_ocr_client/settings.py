@@ -46,7 +46,8 @@ class ClientSettings:
 
     # What an image may be (the server checks again; these only fail earlier and cheaper)
     max_image_bytes: int = 20 * 2**20  # encoded; the server's own default
-    max_image_pixels: int = 64_000_000  # decoded; the server's own default
+    max_image_pixels: int = 150_000_000  # that the header declares; the server's own default
+    max_decoded_bytes: int = 256_000_000  # 1 a pixel in grey, 4 in colour; the server's own default
 
     # PDF pages
     dpi: float = 144.0  # twice PDF's 72: an A4 page becomes 1191 x 1684, more than any mode looks at
@@ -81,7 +82,14 @@ class ClientSettings:
         for name in ("max_wait", "connect_timeout", "dpi", "min_dpi", "backoff_max", "keepalive_time"):
             if not getattr(self, name) > 0:
                 raise InvalidRequest(f"{name} must be more than 0, not {getattr(self, name)}.")
-        for name in ("max_image_bytes", "max_image_pixels", "max_page_pixels", "max_pages", "concurrency"):
+        for name in (
+            "max_image_bytes",
+            "max_image_pixels",
+            "max_decoded_bytes",
+            "max_page_pixels",
+            "max_pages",
+            "concurrency",
+        ):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}.")
         if min(self.timeout, self.retries, self.backoff, self.deadline_grace) < 0:

@@ -66,12 +66,13 @@ def make_views(image: Image.Image, mode: str, settings: Settings) -> Views:
     page lies up to 1 px elsewhere), and by a few levels in pixels, for it resizes with torchvision.
 
     Args:
-        image: mode RGB, or L for a grey page; upright.
+        image: mode RGB, or L for a grey page; upright. `info["size"]` is the page's width and height where the decoder
+            made the picture smaller.
         mode: one of `MODES`.
         settings: `max_tiles`.
     """
     kind = MODES[mode]
-    side, (width, height) = kind.side, image.size
+    side, (width, height) = kind.side, image.info.get("size", image.size)
     if kind.pad:
         fitted = fitted_size(width, height, side)
         left, top = (round((side - length) * 0.5) for length in fitted)

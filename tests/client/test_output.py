@@ -223,5 +223,5 @@ def test_documents_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 def test_a_pixel_limit_holds_for_figures_too(tmp_path: Path) -> None:
     layout = DocumentLayout(tmp_path, ClientSettings(max_image_pixels=100))
-    with pytest.raises(InvalidRequest, match="more than the limit"):
+    with pytest.raises(InvalidRequest, match="at most 100 in all are allowed"):
         layout.save_page("doc", make_page(), make_result())
