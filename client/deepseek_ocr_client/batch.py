@@ -17,6 +17,7 @@ from deepseek_ocr_client.errors import (
     RequestCancelled,
     ServerUnavailable,
     TimeLimitExceeded,
+    unexpected,
 )
 from deepseek_ocr_client.inputs import Source
 from deepseek_ocr_client.journal import Journal
@@ -39,12 +40,19 @@ class Failure:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"document": str(self.path), "page": self.page or None, "error": str(self.error)}
+        advice = {"advice": self.error.advice} if self.error.advice else {}
+        return {
+            "document": str(self.path),
+            "page": self.page or None,
+            "error": str(self.error),
+            **advice,
+        }
 
     def __str__(self) -> str:
+        said = f"{self.error} {self.error.advice}".rstrip()
         if str(self.path) in str(self.error):
-            return str(self.error)
-        return f"{self.path}{f', page {self.page}' if self.page else ''}: {self.error}"
+            return said
+        return f"{self.path}{f', page {self.page}' if self.page else ''}: {said}"
 
 
 class Progress(Protocol):
@@ -196,8 +204,6 @@ class Batch:
             self._page(work, page)
         except ClientError as error:  # the folder can't be written: no page after this one can be either
             self.report.stopped = self.report.stopped or error
-        except Exception as error:
-            self.report.stopped = ClientError(f"A bug in this program: {type(error).__name__}: {error}")
         finally:
             self._slots.release()
 
@@ -212,6 +218,8 @@ class Batch:
                 raise TimeLimitExceeded(f"{result.warning().capitalize()} before the page was finished.")
         except ClientError as error:
             self._failed(work, page, error)
+        except Exception as error:
+            self._failed(work, page, unexpected(error))
         else:
             self._succeeded(work, page, result)
         with self._mutex:
@@ -221,10 +229,17 @@ class Batch:
             self._finish(work)
 
     def _succeeded(self, work: _Work, page: Page, result: OcrResult) -> None:
-        markdown = self.layout.save_page(work.source.name, page, result)
+        try:
+            markdown, lost = self.layout.save_page(work.source.name, page, result)
+        except ClientError:
+            raise
+        except Exception as error:
+            self._failed(work, page, unexpected(error))
+            return
+        notes = [note for note in (page.note, lost) if note]
         record = {"document": str(work.source.path), **result.to_dict(), "markdown": markdown}
-        if page.note:
-            record["note"] = page.note
+        if notes:
+            record["note"] = " ".join(notes)
         self._journal.add(work.source.name, work.digest, work.page_count, page.number, record)
         where = f"{work.source.path}, page {page.number}"
         with self._mutex:
@@ -232,8 +247,7 @@ class Batch:
             self.report.pages += 1
             if result.warning():
                 self.report.warnings.append(f"{where}: {result.warning()}.")
-            if page.note:
-                self.report.warnings.append(page.note)
+            self.report.warnings += notes
             if self._progress is not None:
                 self._progress.page(failed=False)
 

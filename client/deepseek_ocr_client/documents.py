@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from deepseek_ocr_client import imaging
-from deepseek_ocr_client.errors import InvalidRequest
+from deepseek_ocr_client.errors import ClientError, InvalidRequest, unexpected
 from deepseek_ocr_client.images import open_image, read_file, sendable, to_png
 from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.settings import ClientSettings
@@ -70,11 +70,16 @@ def open_document(
         raise InvalidRequest(f"{path} can't be read: {error.strerror or error}.") from None
     if not head:
         raise InvalidRequest(f"{path} is empty.")
-    if PDF_SIGNATURE in head or path.suffix.lower() == ".pdf":
-        from deepseek_ocr_client.pdf import PdfDocument
+    try:
+        if PDF_SIGNATURE in head or path.suffix.lower() == ".pdf":
+            from deepseek_ocr_client.pdf import PdfDocument
 
-        return PdfDocument(path, settings, password)
-    return ImageDocument(path, settings)
+            return PdfDocument(path, settings, password)
+        return ImageDocument(path, settings)
+    except (ClientError, ImportError):
+        raise
+    except Exception as error:
+        raise unexpected(error) from error
 
 
 def parse_pages(written: str) -> list[int]:

@@ -80,6 +80,14 @@ class RequestCancelled(ClientError):
     exit_code = ExitCode.INTERRUPTED
 
 
+def unexpected(error: Exception) -> ClientError:
+    """The error for what nobody thought of, where it may cost one page or document and not the run."""
+    said = " ".join(str(error).split())[:200].rstrip(".")
+    return ClientError(
+        f"A bug in this program: {type(error).__name__}{': ' + said if said else ''}.", "Please report it."
+    )
+
+
 # HTTP has fewer words than gRPC: Triton answers 400 to every request that it finds wrong.
 _STATUSES: dict[str, type[ClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest,

@@ -50,12 +50,23 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     return _unique([Source(path, name) for path, name in found.items()])
 
 
+def unread_files(inputs: Iterable[str]) -> list[Path]:
+    """Files of the folders among the inputs that are no documents by their names, hidden ones aside."""
+    folders = (path for path in (Path(written).expanduser() for written in inputs) if path.is_dir())
+    return [
+        file
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not _is_document(file) and not _is_hidden(file.relative_to(folder))
+    ]
+
+
 def _expand(written: str) -> Iterator[tuple[Path, str]]:
     path = Path(written).expanduser()
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             relative = file.relative_to(path)
-            if _is_document(file) and not any(part.startswith(".") for part in relative.parts):
+            if _is_document(file) and not _is_hidden(relative):
                 yield file, _name(relative)
     elif path.exists():
         yield path, _name(Path(path.name))
@@ -69,6 +80,10 @@ def _expand(written: str) -> Iterator[tuple[Path, str]]:
 
 def _is_document(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
 
 
 def _name(relative: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from deepseek_ocr_client.errors import InvalidRequest
-from deepseek_ocr_client.output import atomic_write
+from deepseek_ocr_client.output import atomic_write, json_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 - typing has it from Python 3.11
@@ -45,7 +45,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder / LOCK)
-            header = _line({"kind": "run", "version": VERSION, "options": options})
+            header = json_line({"kind": "run", "version": VERSION, "options": options})
             self._options = json.loads(header)["options"]  # as they come back from the file
             if overwrite or not self.path.exists() or not self._read():
                 with atomic_write(self.path) as file:
@@ -76,7 +76,7 @@ class Journal:
 
     def add(self, name: str, digest: str, page_count: int, page: int, record: Mapping[str, Any]) -> None:
         """Write a finished page's line and put it on disk."""
-        line = _line(
+        line = json_line(
             {"kind": "page", "name": name, "digest": digest, "pages": page_count, "page": page, **record}
         )
         with self._mutex:
@@ -131,10 +131,6 @@ class Journal:
         if record is None or record.digest != digest:
             record = self.documents[name] = DocumentRecord(digest, page_count)
         record.offsets[page] = offset
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -37,8 +37,8 @@ class OutputLayout(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
-        """Write what belongs to a page alone; returns its Markdown."""
+    def save_page(self, name: str, page: Page, result: OcrResult) -> tuple[str, str]:
+        """Write what belongs to a page alone; returns its Markdown, and what went wrong, if anything."""
 
     @abstractmethod
     def finish(
@@ -70,7 +70,7 @@ class DocumentLayout(OutputLayout):
         self._settings = settings
         self._one_at_a_time = threading.Lock()  # a decoded page may have 60 MB
 
-    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+    def save_page(self, name: str, page: Page, result: OcrResult) -> tuple[str, str]:
         """Crop and write the page's figures."""
         with self._one_at_a_time:
             return save_page(self._folder, name, page, result, self._settings)
@@ -108,9 +108,9 @@ class OmniDocBenchLayout(OutputLayout):
     def __init__(self, folder: Path) -> None:
         self._folder = folder / PREDICTIONS
 
-    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+    def save_page(self, name: str, page: Page, result: OcrResult) -> tuple[str, str]:
         """Nothing to write for a page alone."""
-        return for_evaluation(result)
+        return for_evaluation(result), ""
 
     def finish(
         self, name: str, path: Path, pages: Sequence[int], text: PageText, failed: Mapping[int, ClientError]
@@ -154,10 +154,11 @@ class DocumentFiles:
         self._lines = folder / f"{self._name}.jsonl"
         self._records: dict[int, dict[str, Any]] = {}
 
-    def add(self, page: Page, result: OcrResult) -> None:
-        """Write a page's figures and remember its text."""
-        markdown = self._layout.save_page(self._name, page, result)
+    def add(self, page: Page, result: OcrResult) -> str:
+        """Write a page's figures and remember its text; returns what went wrong, if anything."""
+        markdown, note = self._layout.save_page(self._name, page, result)
         self._records[page.number] = {**page_record(page, result), "markdown": markdown}
+        return note
 
     def finish(self) -> None:
         """Write the Markdown and the JSON lines."""
@@ -170,4 +171,5 @@ class DocumentFiles:
 
 def page_record(page: Page, result: OcrResult) -> dict[str, Any]:
     """JSON-ready: a page's result, and which page it is."""
-    return {"document": str(page.document), "page": page.number, **result.to_dict()}
+    note = {"note": page.note} if page.note else {}
+    return {"document": str(page.document), "page": page.number, **note, **result.to_dict()}

@@ -22,7 +22,8 @@ from deepseek_ocr_client.settings import ClientSettings
 from deepseek_ocr_client.tags import Box
 
 IMAGES = "images"
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|()\[\]#%]+|\s+")
+# The last range stands for bytes of a file name that aren't UTF-8.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|()\[\]#%\ud800-\udfff]+|\s+")
 
 
 @contextmanager
@@ -51,7 +52,13 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """A file of JSON lines; `InvalidRequest` where it can't be written."""
     with atomic_write(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(json_line(record))
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON in UTF-8; bytes of a file name that aren't come back as they were when it's read."""
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def safe_name(name: str) -> str:
@@ -65,19 +72,25 @@ def figure_path(name: str, page: int, number: int) -> str:
     return f"{IMAGES}/{name.rpartition('/')[2]}/page-{page:04d}-figure-{number}.jpg"
 
 
-def save_page(folder: Path, name: str, page: Page, result: OcrResult, settings: ClientSettings) -> str:
-    """Write a page's figures below `folder`; returns its Markdown with links to them.
+def save_page(
+    folder: Path, name: str, page: Page, result: OcrResult, settings: ClientSettings
+) -> tuple[str, str]:
+    """Write a page's figures below `folder`; returns its Markdown with links to them, and what went wrong, if anything.
 
-    `name` is the document's, with folders in it where the batch keeps a tree.
+    `name` is the document's, with folders in it where the batch keeps a tree. A page that can't be decoded here has its
+    text without figures.
     """
     markdown, boxes = result.to_markdown(lambda number: figure_path(name, page.number, number))
     if boxes:
-        picture = open_image(page.image, settings, f"Page {page.number} of {page.document}")
+        try:
+            picture = open_image(page.image, settings, f"Page {page.number} of {page.document}")
+        except InvalidRequest as error:
+            return result.to_markdown(None)[0], f"{str(error).rstrip('.')}, so its figures are left out."
         home = (folder / name).parent
         for number, box in enumerate(boxes, start=1):
             with atomic_write(home / figure_path(name, page.number, number)) as file:
                 _crop(picture, box, result.layout).save(file, format="JPEG", quality=settings.figure_quality)
-    return markdown
+    return markdown, ""
 
 
 def _crop(picture: Image.Image, box: Box, layout: Layout) -> Image.Image:

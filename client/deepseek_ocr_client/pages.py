@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepseek_ocr_client.errors import ClientError, InvalidRequest
+from deepseek_ocr_client.errors import ClientError, InvalidRequest, unexpected
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
@@ -87,6 +87,8 @@ class Document(ABC):
             return self.render(number)
         except ClientError as error:
             return Page(self.path, number, error=error)
+        except Exception as error:
+            return Page(self.path, number, error=unexpected(error))
 
     def __enter__(self) -> Self:
         return self

@@ -45,6 +45,11 @@ def make_pdf(pages: Iterable[PageSpec]) -> bytes:
         )
         content = spec.content()
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content))
+    return assemble(objects)
+
+
+def assemble(objects: Sequence[bytes]) -> bytes:
+    """A PDF of numbered objects, the first of which is the catalog."""
     out = bytearray(b"%PDF-1.4\n")
     offsets = []
     for number, body in enumerate(objects, start=1):
@@ -61,3 +66,22 @@ def make_pdf(pages: Iterable[PageSpec]) -> bytes:
 def text_pages(count: int) -> bytes:
     """A document whose pages say which page they are."""
     return make_pdf(PageSpec([f"page {number}", "of a longer document"]) for number in range(1, count + 1))
+
+
+def stream(content: bytes, more: str = "") -> bytes:
+    """A stream object."""
+    return b"<< %s /Length %d >>\nstream\n%s\nendstream" % (more.encode(), len(content), content)
+
+
+def one_page(content: bytes, *more: bytes, catalog: str = "", page: str = "", resources: str = "") -> bytes:
+    """A PDF of one page of 384 x 384 points: catalog 1, pages 2, page 3, content 4, and `more` from 5 on."""
+    return assemble(
+        [
+            f"<< /Type /Catalog /Pages 2 0 R {catalog} >>".encode(),
+            b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 384 384] /Contents 4 0 R "
+            f"/Resources << {resources} >> {page} >>".encode(),
+            stream(content),
+            *more,
+        ]
+    )

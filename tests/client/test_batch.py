@@ -169,7 +169,7 @@ class Disturbed(DocumentLayout):
         self._disturb = disturb
         self._count = itertools.count(1)
 
-    def save_page(self, name: str, page: Page, result: OcrResult) -> str:
+    def save_page(self, name: str, page: Page, result: OcrResult) -> tuple[str, str]:
         self._disturb(next(self._count))
         return super().save_page(name, page, result)
 

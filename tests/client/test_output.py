@@ -56,7 +56,8 @@ def test_names_are_safe_everywhere(name: str) -> None:
 def test_figures_are_the_pages_own_pixels(tmp_path: Path) -> None:
     layout = DocumentLayout(tmp_path, SETTINGS)
     page, result = make_page(number=7), make_result()
-    markdown = layout.save_page("sub/doc", page, result)
+    markdown, lost = layout.save_page("sub/doc", page, result)
+    assert not lost
     link = "images/doc/page-0007-figure-1.jpg"
     assert f"![image]({link})" in markdown
     figure = np.asarray(Image.open(tmp_path / "sub" / link).convert("RGB"), np.int16)
@@ -223,5 +224,8 @@ def test_documents_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 def test_a_pixel_limit_holds_for_figures_too(tmp_path: Path) -> None:
     layout = DocumentLayout(tmp_path, ClientSettings(max_image_pixels=100))
-    with pytest.raises(InvalidRequest, match="at most 100 in all are allowed"):
-        layout.save_page("doc", make_page(), make_result())
+    markdown, lost = layout.save_page("doc", make_page(), make_result())
+    assert "Some <script>" in markdown
+    assert "![" not in markdown
+    assert "at most 100 in all are allowed, so its figures are left out." in lost
+    assert not list(tmp_path.rglob("*.jpg"))

@@ -13,13 +13,14 @@ from deepseek_ocr_client.batch import Batch, Report, guard_names
 from deepseek_ocr_client.cli import options as cli
 from deepseek_ocr_client.cli.report import complain, say
 from deepseek_ocr_client.errors import ExitCode
-from deepseek_ocr_client.inputs import find_sources
+from deepseek_ocr_client.inputs import find_sources, unread_files
 from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, OutputLayout
 from deepseek_ocr_client.output import write_lines
 from deepseek_ocr_client.pages import pages_of
 
 HELP = "read folders, patterns, images and PDFs into a folder; run it again to resume"
 ERRORS = "errors.jsonl"
+UNREAD_SHOWN = 5  # files of a folder that are named where they aren't read
 SHOWN = 20  # failures and warnings listed at the end; the file has them all
 
 
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         else DocumentLayout(arguments.output, settings)
     )
     guard_names(layout, sources)
+    unread = unread_files(arguments.inputs)
     bar = Bar(arguments.quiet)
     with cli.client_of(arguments, settings) as client:
         client.check()
@@ -104,6 +106,12 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         finally:
             bar.close()
             signal.signal(signal.SIGTERM, before)
+    if unread:
+        names = ", ".join(str(path) for path in unread[:UNREAD_SHOWN])
+        more = f" and {len(unread) - UNREAD_SHOWN} more" if len(unread) > UNREAD_SHOWN else ""
+        batch.report.warnings.append(
+            f"{len(unread)} files were not read, by their names no PDFs or images: {names}{more}."
+        )
     return _conclude(batch.report, arguments.output)
 
 

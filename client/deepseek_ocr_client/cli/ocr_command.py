@@ -98,8 +98,8 @@ class OcrCommand:
         result = self._read(client, page)
         seconds = time.monotonic() - started
         self.note(result.model)
-        if files is not None:
-            files.add(page, result)
+        if files is not None and (note := files.add(page, result)):
+            say(f"warning: {note}")
         if self.arguments.json:
             write(json.dumps(page_record(page, result), ensure_ascii=False) + "\n")
         if self.arguments.facts:

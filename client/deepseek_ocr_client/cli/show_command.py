@@ -69,7 +69,7 @@ def write_shown(output: Path, pages: list[Shown], tokens: bool) -> list[Path]:
     kind = output.suffix.lower()
     if kind == ".html":
         with atomic_write(output) as file:
-            file.write(render_html(pages, tokens=tokens).encode())
+            file.write(render_html(pages, tokens=tokens).encode("utf-8", "replace"))
         return [output]
     pictures = [draw_result(page.picture, page.result, tokens=tokens) for page in pages]
     if kind == ".pdf":
