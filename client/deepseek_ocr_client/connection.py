@@ -81,9 +81,9 @@ class Endpoint:
 class Attempts:
     """The attempts at one request: how long each may take, and how long to wait after UNAVAILABLE.
 
-    The time limit holds over all attempts, the waits between them included. With `patient` it holds for each
-    attempt anew: a server that answers that it's full is asked again for `max_wait` seconds, and only a server
-    that doesn't answer counts as one of the settings' `retries`.
+    The time limit holds over all attempts, the waits between them included, and there are `retries` more than one.
+    With `patient` it holds for each attempt anew: a server that answers that it's full is asked again for `max_wait`
+    seconds, and one that is gone for `retry_seconds`, for it may be starting again.
     """
 
     def __init__(self, options: OcrOptions, settings: ClientSettings, *, patient: bool = False) -> None:
@@ -93,6 +93,8 @@ class Attempts:
         self._grace = settings.deadline_grace
         self._end = time.monotonic() + (settings.max_wait if patient else self._limit or settings.max_wait)
         self._retries = settings.retries
+        self._gone_seconds = settings.retry_seconds
+        self._gone_until: float | None = None  # when a server that is gone is given up
         self._wait = settings.backoff
         self._longest_wait = settings.backoff_max
 
@@ -107,13 +109,18 @@ class Attempts:
 
     def delay(self, error: ServerUnavailable) -> float:
         """Seconds to wait before the next attempt; raises `error` where there's to be none."""
-        if not (self._patient and error.answered):
+        if not self._patient:
             if self._retries == 0:
                 raise error
             self._retries -= 1
         # Jitter: clients that failed together don't come back together.
         wait = random.uniform(self._wait / 2, self._wait)  # noqa: S311 - spreads load, keeps no secret
         self._wait = min(self._wait * 2, self._longest_wait)
-        if time.monotonic() + wait >= self._end:
+        then = time.monotonic() + wait
+        if error.answered:
+            self._gone_until = None
+        elif self._patient:
+            self._gone_until = self._gone_until or then - wait + self._gone_seconds
+        if then >= min(self._end, self._gone_until or self._end):
             raise error
         return wait

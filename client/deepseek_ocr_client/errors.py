@@ -118,6 +118,12 @@ _SPELLED = re.compile(r"(?:in ensemble '[^']*', )*(?:(INVALID_ARGUMENT|UNAVAILAB
 _UNKNOWN_MODEL = re.compile(r"Request for unknown model\b")
 
 
+# What Triton says, as INTERNAL or a plain 400, while a model or the server is ending or starting again.
+_RESTARTING = re.compile(
+    r"[Ss]tub process|is not (?:healthy|ready)|has no available versions|[Ss]erver is (?:stopping|exiting)|unload"
+)
+
+
 def triton_error(error: Any, server: object, *, connected: bool = False) -> ClientError:
     """The client's error for an InferenceServerException of tritonclient's or a gRPC error.
 
@@ -138,6 +144,8 @@ def triton_error(error: Any, server: object, *, connected: bool = False) -> Clie
         return no_server(server)
     if _UNKNOWN_MODEL.match(said):
         word = "NOT_FOUND"
+    elif spelled is not None and spelled[1] != "INVALID_ARGUMENT" and _RESTARTING.search(said):
+        return ServerUnavailable(said, "Try again later.", status=word)
     return _of_status(word, said, server)
 
 

@@ -39,10 +39,12 @@ class ClientSettings:
     max_wait: float = 900.0  # seconds until we give up on a server that says nothing, where timeout is 0
     deadline_grace: float = 10.0  # seconds our own deadline lies after the server's, so that it can say why
     connect_timeout: float = 10.0  # seconds for health checks and other small calls
-    retries: int = 5  # more attempts after UNAVAILABLE; nothing else is tried again
+    retries: int = 5  # more attempts at a single page after UNAVAILABLE; nothing else is tried again
+    retry_seconds: float = 300.0  # how long a batch asks a server that is gone; engines take minutes to load
     backoff: float = 0.5  # seconds before the first retry, doubled each time, with jitter
     backoff_max: float = 15.0  # seconds; a server that restarts needs about this long
-    keepalive_time: float = 60.0  # seconds between pings while a request runs; finds a host that went away
+    keepalive_time: float = 310.0  # seconds between pings while a request runs; finds a host that went away.
+    # A Triton with its own defaults closes connections that ping more often than every 300 s.
 
     # What an image may be (the server checks again; these only fail earlier and cheaper)
     max_image_bytes: int = 20 * 2**20  # encoded; the server's own default
@@ -92,7 +94,9 @@ class ClientSettings:
         ):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if min(self.timeout, self.retries, self.backoff, self.deadline_grace) < 0:
-            raise InvalidRequest("timeout, retries, backoff and deadline_grace must be 0 or more.")
+        if min(self.timeout, self.retries, self.retry_seconds, self.backoff, self.deadline_grace) < 0:
+            raise InvalidRequest(
+                "timeout, retries, retry_seconds, backoff and deadline_grace must be 0 or more."
+            )
         if not 1 <= self.figure_quality <= 95:
             raise InvalidRequest(f"figure_quality must be 1 to 95, not {self.figure_quality}.")

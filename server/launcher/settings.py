@@ -27,6 +27,12 @@ class ServerSettings(BaseSettings):
         description="MiB of an HTTP request, where the server can bound it (24.10 cannot): a 20 MiB image in base64.",
     )
     grpc_pool: int = Field(16, ge=1, description="gRPC request objects kept for reuse: bounds idle memory.")
+    grpc_ping_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds between a gRPC client's pings at least; Triton's own 300 ends silent streams of clients "
+        "that ping more often.",
+    )
     stub_shm_mib: int = Field(
         4, ge=1, description="Shared memory of a model process at start, in MiB; it grows with the pages."
     )

@@ -162,6 +162,7 @@ def command(
         f"--grpc-address={settings.host}",
         f"--grpc-port={settings.grpc_port}",
         f"--grpc-infer-allocation-pool-size={settings.grpc_pool}",
+        f"--grpc-http2-min-recv-ping-interval-without-data={settings.grpc_ping_seconds * 1000:.0f}",
         f"--metrics-address={settings.metrics_host or settings.host}",
         f"--metrics-port={settings.metrics_port}",
         "--metrics-config=summary_latencies=true",

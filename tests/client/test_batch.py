@@ -195,7 +195,7 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_its_pages(
         if number == 6:
             gate.close()
 
-    settings = ClientSettings(concurrency=2, retries=1, backoff=0.01)
+    settings = ClientSettings(concurrency=2, retry_seconds=0.5, backoff=0.01)
     report = read(gate.address, tmp_path / "a.pdf", settings, cut)
     assert isinstance(report.stopped, ServerUnavailable)
     assert 6 <= report.pages < 30
@@ -212,9 +212,27 @@ def test_a_connection_that_breaks_costs_no_page(gate: Forwarder, tmp_path: Path)
         if number % 4 == 0:
             gate.cut()
 
-    settings = ClientSettings(concurrency=3, retries=9, backoff=0.05)
+    settings = ClientSettings(concurrency=3, backoff=0.05)
     report = read(gate.address, tmp_path / "a.pdf", settings, cut)
     assert (report.pages, report.failures, report.stopped) == (12, [], None)
+
+
+@pytest.mark.parametrize("model", ["decoder", "vision"])
+def test_a_server_that_starts_again_costs_no_page(engines: Path, tmp_path: Path, model: str) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pages(12))
+    server = RunningServer(engines, tmp_path / "server.log", OCR_RESTARTS="1")
+    server.start()
+
+    def kill(number: int) -> None:
+        if number == 4:
+            server.stubs()[model].send_signal(signal.SIGKILL)
+
+    try:
+        report = read(server.grpc_url, tmp_path / "a.pdf", ClientSettings(concurrency=3), kill)
+    finally:
+        server.stop()
+    assert (report.pages, [str(each) for each in report.failures], report.stopped) == (12, [], None)
+    assert pages(tmp_path / "out", "a") == list(range(1, 13))
 
 
 def test_a_folder_that_fills_up_stops_the_run(ocr_server: RunningServer, tmp_path: Path) -> None:

@@ -168,10 +168,11 @@ def test_backoff_ends_with_the_deadline() -> None:
 
 
 def test_patience_is_for_servers_that_answer() -> None:
-    settings = ClientSettings(retries=2, backoff=1, backoff_max=4)
+    settings = ClientSettings(retries=2, backoff=1, backoff_max=4, retry_seconds=0.01)
     busy, gone = ServerUnavailable("x", answered=True), ServerUnavailable("x")
     assert len(waits(settings, busy, patient=True)) == 100
-    assert len(waits(settings, gone, patient=True)) == 2
+    assert len(waits(settings, gone, patient=True)) == 0
+    assert len(waits(ClientSettings(retries=0), gone, patient=True)) == 100
     assert len(waits(settings, busy)) == 2
 
 

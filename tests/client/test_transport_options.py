@@ -7,12 +7,15 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepseek_ocr_client import (
     AsyncOcrClient,
+    ClientError,
     ClientSettings,
     InvalidRequest,
     OcrClient,
@@ -107,3 +110,51 @@ def test_a_server_that_shares_no_memory_says_so(ocr_server: RunningServer, page:
     assert not regions()
     with pytest.raises(InvalidRequest, match="gRPC"):
         OcrClient(f"http://{ocr_server.http_url}", shared_memory=True)
+
+
+def test_a_stream_may_be_silent_for_many_pings(random_engines: Path, tmp_path: Path, page: Path) -> None:
+    # A second for what is 30 s (the server's shortest time between pings) and 310 s (the client's) otherwise.
+    limits = {"OCR_GRPC_PING_SECONDS": "1", "RTPRUNE_MAX_RUNNING": "1", "RTPRUNE_REPETITION_GUARD": "false"}
+    server = RunningServer(random_engines, tmp_path / "server.log", **limits)
+    server.start()
+    settings = ClientSettings(keepalive_time=1.5, retries=0)
+    options: dict[str, Any] = {"mode": "tiny", "no_repeat_ngram": (0, 0)}
+    try:
+        with (
+            OcrClient(server.grpc_url, settings=settings) as busy,
+            OcrClient(server.grpc_url, settings=settings) as client,
+        ):
+            running = busy.stream(page, max_tokens=7000, **options)
+            next(running)
+            with ThreadPoolExecutor(1) as thread:
+                waiting = thread.submit(client.ocr, page, max_tokens=4, **options)
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=9)  # six pings without a word from the server
+                running.cancel()
+                assert waiting.result(timeout=60).finish_reason == "length"
+    finally:
+        server.stop()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_requests_leave_no_sockets(ocr_server: RunningServer, page: Path, scheme: str) -> None:
+    url = ocr_server.grpc_url if scheme == "grpc" else f"http://{ocr_server.http_url}"
+    with OcrClient(url, settings=ClientSettings(retries=0)) as client:
+
+        def every_kind() -> None:
+            client.check()
+            client.ocr(page, **SHORT)
+            with pytest.raises(InvalidRequest):
+                client.ocr(b"no image", **SHORT)
+            with pytest.raises(ClientError):
+                client.ocr(page, mode="large", time_limit=0.001)
+
+        every_kind()
+        before = descriptors()
+        for _ in range(25):
+            every_kind()
+        assert descriptors() <= before + 3

@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern like 'scans/*.pdf'")
     add("--output", type=Path, required=True, metavar="DIR", help="where results go")
     add("--concurrency", type=int, metavar="N", help="pages on their way at once; default 8")
-    add("--retries", type=int, metavar="N", help="attempts after the first; default 5")
+    add(
+        "--retry-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="how long to ask a server that is gone before giving up; default 300",
+    )
     add("--overwrite", action="store_true", help="start over instead of resuming")
     add("--quiet", action="store_true", help="no progress bar")
     add(

@@ -57,7 +57,7 @@ def settings_of(arguments: argparse.Namespace) -> ClientSettings:
     """The settings: environment first, options over them."""
     given = {
         name: value
-        for name in ("timeout", "dpi", "concurrency", "retries")
+        for name in ("timeout", "dpi", "concurrency", "retry_seconds")
         if (value := getattr(arguments, name, None)) is not None
     }
     if given.get("timeout") == 0:
