@@ -130,7 +130,9 @@ class Model(NamedTuple):
 
 
 def _model(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Model:
-    return Model(inputs, outputs, frozenset(tensor.name for tensor in inputs if tensor.default is not None))
+    # Without an image the models say so; Triton would talk of a deadlock in its ensemble.
+    optional = (tensor.name for tensor in inputs if tensor.default is not None or tensor is IMAGE)
+    return Model(inputs, outputs, frozenset(optional))
 
 
 def _batch_of_one(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -57,8 +57,10 @@ class GrpcTransport:
             root_certificates=tls.ca,
             certificate_chain=tls.certificate,
             private_key=tls.key,
-            # Pings while a request runs, so that a host that went away is noticed.
-            keepalive_options=KeepAliveOptions(keepalive_time_ms=int(settings.keepalive_time * 1000)),
+            # Pings while a request runs, however long it is silent, so that a host that went away is noticed.
+            keepalive_options=KeepAliveOptions(
+                keepalive_time_ms=int(settings.keepalive_time * 1000), http2_max_pings_without_data=0
+            ),
         )
 
     async def answers(

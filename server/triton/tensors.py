@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import ArrayLike, NDArray
 
-from rtprune.contract import Tensor
+from rtprune.contract import INPUTS, Tensor
 from rtprune.errors import InvalidInput
 
 Array = NDArray[Any]
+# Of Triton's own: a request's name, its place in a sequence or queue, how its answer is sent.
+PARAMETERS = ("id", "parameters", "sequence_", "priority", "timeout", "triton_", "binary_data_output")
 DTYPES: dict[str, Any] = {
     "BYTES": np.object_,
     "BOOL": np.bool_,
@@ -39,6 +42,21 @@ def required(request: Any, tensor: Tensor) -> Array:
     if value is None:
         raise InvalidInput(f"The input {tensor.name} is missing.")
     return value
+
+
+def check_names(request: Any) -> None:
+    """Refuse what a caller may have meant for an input: Triton takes unknown names in JSON for parameters.
+
+    Raises:
+        InvalidInput: naming it, and the input that differs from it by its case.
+    """
+    known = {tensor.name.casefold(): tensor.name for tensor in INPUTS}
+    for name in json.loads(request.parameters() or "{}"):
+        if name.startswith(PARAMETERS):
+            continue
+        meant = known.get(name.casefold())
+        hint = f"write {meant}" if meant else f"there are {', '.join(known.values())}"
+        raise InvalidInput(f"The input {name[:40]!r} is unknown: {hint}.")
 
 
 def string(request: Any, tensor: Tensor) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -96,6 +97,53 @@ def test_a_wrong_tensor(ocr_server: RunningServer, name: str, kind: str, shape: 
         client.infer("deepseek_ocr", [tensor], client_timeout=60)
     assert "INVALID_ARGUMENT" in str(raised.value.status())
     good(ocr_server)
+
+
+NAMES = "IMAGE, PROMPT, MODE, RETENTION, MAX_TOKENS, NO_REPEAT_NGRAM, TIME_LIMIT"
+PAGE = base64.b64encode(GOOD).decode()
+
+
+def refused(server: RunningServer, path: str, body: dict[str, Any]) -> str:
+    """What a POST is refused with, as 400."""
+    url = f"http://{server.http_url}/v2/models/{path}"
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60)
+    assert raised.value.code == 400
+    return str(json.loads(raised.value.read().removeprefix(b"data: "))["error"])
+
+
+@pytest.mark.parametrize("path", ["deepseek_ocr/generate", "deepseek_ocr_stream/generate_stream"])
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"image": PAGE, "mode": "tiny"}, "The input 'image' is unknown: write IMAGE."),
+        ({"IMAGE": PAGE, "Mode": "tiny"}, "The input 'Mode' is unknown: write MODE."),
+        ({"IMAGE": PAGE, "max_tokens": 5}, "The input 'max_tokens' is unknown: write MAX_TOKENS."),
+        ({"IMAGE": PAGE, "TEMPERATURE": 1}, f"The input 'TEMPERATURE' is unknown: there are {NAMES}."),
+        ({"IMAGE": PAGE, "parameters": {"top_p": 1}}, f"The input 'top_p' is unknown: there are {NAMES}."),
+        ({"MODE": "tiny"}, "The input IMAGE is missing."),
+        ({}, "The input IMAGE is missing."),
+    ],
+)
+def test_unknown_and_missing_names(
+    ocr_server: RunningServer, path: str, body: dict[str, Any], sentence: str
+) -> None:
+    assert refused(ocr_server, path, body).endswith(f"INVALID_ARGUMENT: {sentence}")
+
+
+def test_a_missing_image_over_the_tensor_protocol(ocr_server: RunningServer) -> None:
+    mode = {"name": "MODE", "shape": [1], "datatype": "BYTES", "data": ["tiny"]}
+    for inputs in ([mode], []):
+        assert refused(ocr_server, "deepseek_ocr/infer", {"inputs": inputs}).endswith(
+            "The input IMAGE is missing."
+        )
+
+
+def test_names_of_triton_s_own_are_let_through(ocr_server: RunningServer) -> None:
+    body = {"IMAGE": PAGE, "MODE": "tiny", "MAX_TOKENS": 2, "id": "mine", "parameters": {"priority": 0}}
+    url = f"http://{ocr_server.http_url}/v2/models/deepseek_ocr/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60) as page:
+        assert json.load(page)["FINISH_REASON"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"IMAGE": 7}', b'{"PICTURE": "x"}'])

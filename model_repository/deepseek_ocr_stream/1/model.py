@@ -58,7 +58,12 @@ class TritonPythonModel:
         sender.send(**last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def read(self, request: Any, sender: Any, stream_id: str, arrival: float) -> None:
-        """Encode the page and pass the decoder's answers on until the client goes. Raises OcrError as `bls`."""
+        """Encode the page and pass the decoder's answers on until the client goes.
+
+        Raises InvalidInput for an unknown name or without an image, OcrError as `bls`.
+        """
+        tensors.check_names(request)
+        tensors.required(request, contract.IMAGE)
         given = {tensor: tensors.optional(request, tensor) for tensor in contract.INPUTS}
         inputs: dict[contract.Tensor, Any] = {key: value for key, value in given.items() if value is not None}
         inputs[contract.ARRIVAL] = [arrival]

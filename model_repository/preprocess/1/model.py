@@ -33,9 +33,11 @@ class TritonPythonModel:
     def compute(self, request: Any) -> dict[contract.Tensor, Any]:
         """The model's outputs, by the contract.
 
-        Raises InvalidInput for what the image, the prompt or an option may not be, Unavailable without the memory.
+        Raises InvalidInput for what the image, the prompt, an option or its name may not be, Unavailable without the
+        memory.
         """
         started = time.monotonic()
+        tensors.check_names(request)
         arrival = tensors.number(request, contract.ARRIVAL) or started
         pair = tensors.optional(request, contract.NO_REPEAT_NGRAM)
         options = check_options(
