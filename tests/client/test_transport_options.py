@@ -117,11 +117,13 @@ def test_a_stream_may_be_silent_for_many_pings(random_engines: Path, tmp_path: P
     limits = {"OCR_GRPC_PING_SECONDS": "1", "RTPRUNE_MAX_RUNNING": "1", "RTPRUNE_REPETITION_GUARD": "false"}
     server = RunningServer(random_engines, tmp_path / "server.log", **limits)
     server.start()
-    settings = ClientSettings(keepalive_time=1.5, retries=0)
+    settings = ClientSettings(
+        keepalive_time=1.5, retries=0
+    )  # gRPC shares a connection among equals: not with `busy`
     options: dict[str, Any] = {"mode": "tiny", "no_repeat_ngram": (0, 0)}
     try:
         with (
-            OcrClient(server.grpc_url, settings=settings) as busy,
+            OcrClient(server.grpc_url) as busy,
             OcrClient(server.grpc_url, settings=settings) as client,
         ):
             running = busy.stream(page, max_tokens=7000, **options)
