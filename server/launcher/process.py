@@ -22,6 +22,8 @@ from server.launcher.tritonserver import command, environment, find_installation
 
 STUB = "triton_python"  # Linux keeps 15 characters of a process name
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary file
+HEARTBEATS = "OCR_HEARTBEATS"  # as `server.triton.heartbeat` reads it
+LOOK_SECONDS = 2.0  # counted at most from one look at a heartbeat to the next
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +51,9 @@ class ServerProcess:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._runtime = Path(tempfile.mkdtemp(prefix="ocr-server-"))
+        self._heartbeats = self._runtime / "heartbeats"
+        self._heartbeats.mkdir()
+        self._beats: dict[int, tuple[bytes, float, float]] = {}  # last beat, seconds it stood, when we looked
         self._shm_prefix = f"ocr_{os.getpid()}_{self._runtime.name[-8:]}_"
         self._stubs: dict[psutil.Process, str] = {}  # its model's name; a dead one can't be asked any more
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,7 +73,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start the server and don't wait for it. Raises Unavailable where none is installed."""
         installation = find_installation(self._runtime)
-        env = environment(installation, self.settings)
+        env = environment(installation, self.settings) | {HEARTBEATS: str(self._heartbeats)}
         self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, no shell
             command(installation, self.settings, self._shm_prefix, options(installation.binary, env)),
             env=env,
@@ -124,6 +129,11 @@ class ServerProcess:
         if code is not None:
             return f"tritonserver ended with status {code}."
         for stub, model in self._stubs.items():
+            if self._hangs(stub.pid):
+                return (
+                    f"The process of the model {model} (pid {stub.pid}) gave no sign of life for "
+                    f"{self.settings.hang_seconds:g} s, so the server is ended."
+                )
             try:
                 dead = not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE
             except psutil.NoSuchProcess:
@@ -134,6 +144,21 @@ class ServerProcess:
                     "so the server is ended."
                 )
         return ""
+
+    def _hangs(self, pid: int) -> bool:
+        """Whether a model's process has stood still for `hang_seconds` of the time that we ourselves ran.
+
+        Counted in looks and not by the clock: a machine or container that was suspended stood still as a whole.
+        """
+        try:
+            beat = (self._heartbeats / str(pid)).read_bytes()
+        except OSError:
+            return False  # it hasn't begun
+        now = time.monotonic()
+        before, stood, looked = self._beats.get(pid, (b"", 0.0, now))
+        stood = stood + min(now - looked, LOOK_SECONDS) if beat == before else 0.0
+        self._beats[pid] = (beat, stood, now)
+        return stood > self.settings.hang_seconds > 0
 
     def stop(self, drain_seconds: float | None = None) -> int:
         """End the server: SIGTERM, then SIGKILL after the drain limit. Returns its exit status, 0 where none ran.

@@ -41,6 +41,12 @@ class ServerSettings(BaseSettings):
     dead_stub_seconds: float = Field(
         1.0, ge=0, description="Seconds that open requests get once a model's process has died."
     )
+    hang_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds without a sign of life after which a model's process has hung and the server is ended; 0 "
+        "is never. A busy process misses a second or two.",
+    )
     start_seconds: float = Field(300.0, gt=0, description="Seconds until the server must be ready.")
     restarts: int = Field(
         0, ge=0, description="How often the launcher restarts a server that died; 0 exits non-zero instead."

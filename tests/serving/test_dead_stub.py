@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.serving import calls, metrics
@@ -46,8 +49,6 @@ def test_the_launcher_restarts_as_often_as_it_is_told(engines: Path, tmp_path: P
 
 
 def test_a_stop_lets_open_requests_finish(engines: Path, tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     server = RunningServer(engines, tmp_path / "server.log")
     server.start()
     with ThreadPoolExecutor(1) as threads:
@@ -68,3 +69,41 @@ def test_a_stop_lets_open_requests_finish(engines: Path, tmp_path: Path) -> None
         )
         assert server.stop() == 0
         assert pending.result(timeout=10).reason in ("stop", "length", "repetition")
+
+
+def test_a_stub_that_hangs_ends_the_server_and_a_busy_one_does_not(engines: Path, tmp_path: Path) -> None:
+    server = RunningServer(engines, tmp_path / "server.log", OCR_HANG_SECONDS="6", OCR_RESTARTS="1")
+    server.start()
+    image = page(1280, 1280, "every core and lock is busy")
+
+    def read(number: int) -> str:
+        return calls.stream(
+            server, image, f"{number}", mode=("large", "tiny")[number % 2], max_tokens=60
+        ).reason
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(read, range(64)))
+    assert "no sign of life" not in server.log()
+    vision = server.stubs()["vision"]
+    vision.send_signal(signal.SIGSTOP)
+    server.wait_ready(count=2)
+    assert f"The process of the model vision (pid {vision.pid}) gave no sign of life for 6 s" in server.log()
+    assert not vision.is_running()
+    assert calls.unary(server, image, mode="tiny", max_tokens=4).reason
+    assert server.stop() == 0
+
+
+def test_a_pause_of_the_launcher_is_no_hang_of_the_models(engines: Path, tmp_path: Path) -> None:
+    server = RunningServer(engines, tmp_path / "server.log", OCR_HANG_SECONDS="4")
+    server.start()
+    assert server.process is not None
+    everyone = [psutil.Process(server.process.pid), *server.processes()]
+    for process in everyone:
+        process.suspend()
+    time.sleep(7)
+    for process in everyone:  # the launcher first: it looks before the models have beaten again
+        process.resume()
+    time.sleep(3)
+    assert server.process.poll() is None, server.log()
+    assert calls.unary(server, page(512, 512, "back"), mode="tiny", max_tokens=4).reason
+    assert server.stop() == 0

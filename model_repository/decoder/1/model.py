@@ -7,6 +7,7 @@ from rtprune.decoder.engines.base import PromptTokens
 from rtprune.decoder.service import ActiveRequest, GenerationRequest, open_service
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
+from server.triton import heartbeat
 from server.triton.decoder_metrics import DecoderMetrics
 from server.triton.failures import failure
 from server.triton.stream_writer import OpenRequest, StreamWriter, finish
@@ -26,6 +27,7 @@ class TritonPythonModel:
         self.metrics.sample(self.service.stats, settings().gauge_seconds)
         self.writer = StreamWriter(settings().stream_seconds, self.metrics)
         self.streams: dict[str, ActiveRequest] = {}
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

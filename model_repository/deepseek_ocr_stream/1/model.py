@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from rtprune import contract
 from rtprune.errors import OcrError, Unavailable
 from rtprune.settings import settings
-from server.triton import bls, tensors
+from server.triton import bls, heartbeat, tensors
 from server.triton.cancel import CancelWatch
 from server.triton.failures import failure, log
 from server.triton.stream_writer import finish
@@ -35,6 +35,7 @@ class TritonPythonModel:
         # answer: without a bound here, refusals and pieces of text wait until pages are encoded.
         self.encoding = threading.BoundedSemaphore(settings().max_encoding)
         self.watch = CancelWatch(cancel, settings().cancel_poll_seconds)
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

@@ -8,7 +8,7 @@ import triton_python_backend_utils as pb_utils
 from rtprune import contract
 from rtprune.errors import EngineError
 from rtprune.settings import settings
-from server.triton import bls
+from server.triton import bls, heartbeat
 from server.triton.failures import answer
 from server.triton.tensors import required
 
@@ -19,6 +19,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         # The decoder admits or refuses at once, so no more threads than it admits ever wait.
         self.threads = ThreadPoolExecutor(settings().max_running + settings().max_waiting + 8, "generate")
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

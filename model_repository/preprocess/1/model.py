@@ -9,7 +9,7 @@ from rtprune.manifest import Manifest
 from rtprune.modes import MODES
 from rtprune.preprocess import check_options, decode, make_views
 from rtprune.settings import settings
-from server.triton import tensors
+from server.triton import heartbeat, tensors
 from server.triton.failures import answer
 from server.triton.metrics import Counters
 
@@ -26,6 +26,7 @@ class TritonPythonModel:
         for mode in MODES.values():
             if set(mode.sides) <= self.sides:
                 self.metrics.set("ocr_mode_served", "1 for a mode with engines.", 1, mode=mode.name)
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [answer(request, "preprocess", self.compute) for request in requests]

@@ -7,6 +7,7 @@ from rtprune import PruneConfig, TokenLayout, contract, prune
 from rtprune.decoder.prompt import PromptWriter
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
+from server.triton import heartbeat
 from server.triton.failures import answer, check_deadline
 from server.triton.metrics import Counters
 from server.triton.tensors import required
@@ -19,6 +20,7 @@ class TritonPythonModel:
         """Read the manifest and the tokenizer. Raises EngineError: Triton doesn't load the model then."""
         self.prompts = PromptWriter.open(Manifest.load(settings().engines), settings())
         self.metrics = Counters()
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [answer(request, "rtprune", self.compute) for request in requests]

@@ -7,7 +7,7 @@ from rtprune import contract
 from rtprune.manifest import Manifest
 from rtprune.settings import settings
 from rtprune.vision import VisionEncoder
-from server.triton import tensors
+from server.triton import heartbeat, tensors
 from server.triton.failures import check_deadline, failure
 from server.triton.metrics import Counters
 
@@ -20,6 +20,7 @@ class TritonPythonModel:
         self.metrics = Counters()
         self.encoder = VisionEncoder.open(Manifest.load(settings().engines), settings())
         self.encoder.warm_up()
+        heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests, in order; a page that can't be encoded gets its error."""
