@@ -79,26 +79,18 @@ class Settings(BaseSettings):
         0.05, ge=0, description="Seconds between two pieces of a stream; a reader sees no shorter pause."
     )
 
-    # When text is a loop and is cut off. Each limit lies above what a page can hold, counted in what the text
-    # before made predictable; anything new in between starts the count again.
+    # When text is a loop and is cut off: a false cut loses data, a late one costs seconds.
     repetition_guard: bool = Field(True, description="Whether loops are looked for at all.")
-    repetition_weight: int = Field(
-        2000,
+    repetition_chars: int = Field(
+        2380,
         ge=100,
-        description="Letters, digits, tags and symbols that copy what was before: a blank form of 60 rows and 12 "
-        "columns has 1,560, a sheet of 30 equal labels 1,800.",
-    )
-    repetition_min_copies: int = Field(
-        4, ge=2, description="Copies beside the first: a sheet holds the same form two to four times."
+        description="Characters without anything new: a column that counts to 400 has 1,500, a sheet of 30 equal "
+        "labels 1,800. Something new halves the count.",
     )
     repetition_copies: int = Field(
-        250, ge=10, description="Copies of anything, however short: an answer sheet has 200 equal lines."
-    )
-    repetition_climb: int = Field(
-        400, ge=10, description="Numbers in arithmetic progression: the days of a year are 366."
-    )
-    repetition_run: int = Field(
-        400, ge=10, description="Characters of one symbol or blank in a row: a wide line of dots has 200."
+        5,
+        ge=2,
+        description="Times that a longer part stands there: a sheet has the same form two to four times.",
     )
 
     # How the vision encoder runs

@@ -228,7 +228,7 @@ class AsyncOcrClient:
         if page.error is not None:
             return PageResult(page, error=page.error)
         try:
-            return PageResult(page, result=await self.read(page.image, options))
+            return PageResult(page, result=await self.read(page.image, page.options(options)))
         except ClientError as error:
             return PageResult(page, error=error)
 

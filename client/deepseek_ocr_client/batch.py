@@ -74,6 +74,7 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     stopped: ClientError | None = None  # why the run ended before its end
+    model: str = ""  # the checkpoint that read this run's pages, where the server says
 
 
 @dataclass(slots=True)
@@ -213,7 +214,7 @@ class Batch:
         try:
             if page.error is not None:
                 raise page.error
-            result = self.client.read(page.image, self.options, patient=True)
+            result = self.client.read(page.image, page.options(self.options), patient=True)
             if result.finish_reason in ("timeout", "cancelled"):
                 raise TimeLimitExceeded(f"{result.warning().capitalize()} before the page was finished.")
         except ClientError as error:
@@ -245,6 +246,7 @@ class Batch:
         with self._mutex:
             self._out_of_reach = 0
             self.report.pages += 1
+            self.report.model = result.model
             if result.warning():
                 self.report.warnings.append(f"{where}: {result.warning()}.")
             self.report.warnings += notes

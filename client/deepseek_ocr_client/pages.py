@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_ocr_client.errors import ClientError, InvalidRequest, unexpected
+from deepseek_ocr_client.request import OcrOptions
 from deepseek_ocr_client.result import OcrResult
 from deepseek_ocr_client.settings import ClientSettings
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class Page:
     """A page ready to be sent: `number` from 1, `image` encoded; or the `error` that rendering it gave.
 
-    `note` says what was done differently than asked (fewer dpi, for example).
+    `note` says what was done differently than asked (fewer dpi, for example). `no_repeat_ngram`: what a page of this
+    kind of document is read with, where the caller doesn't say; None is the server's.
     """
 
     document: Path
@@ -28,6 +30,13 @@ class Page:
     image: bytes = field(default=b"", repr=False)
     note: str = ""
     error: ClientError | None = None
+    no_repeat_ngram: tuple[int, int] | None = None
+
+    def options(self, asked: OcrOptions) -> OcrOptions:
+        """What is asked for this page."""
+        if asked.no_repeat_ngram is not None or self.no_repeat_ngram is None:
+            return asked
+        return replace(asked, no_repeat_ngram=self.no_repeat_ngram)
 
 
 @dataclass(frozen=True, slots=True)

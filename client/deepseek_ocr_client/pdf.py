@@ -21,6 +21,7 @@ from deepseek_ocr_client.pages import Document, Page
 from deepseek_ocr_client.settings import ClientSettings
 
 POINTS_AN_INCH = 72
+NO_REPEAT_NGRAM = (20, 50)  # the authors' for PDF pages; for images it is 30 and 90, the server's default
 
 _PAGE_OBJECT = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
 _COUNT = re.compile(rb"(/Count\s+)([0-9]+)")
@@ -80,7 +81,8 @@ class PdfDocument(Document):
                 raise InvalidRequest(f"Page {number} of {self.path} can't be rendered.") from None
             finally:
                 page.close()
-        return Page(self.path, number, to_png(picture), " ".join(filter(None, notes)))
+        note = " ".join(filter(None, notes))
+        return Page(self.path, number, to_png(picture), note, no_repeat_ngram=NO_REPEAT_NGRAM)
 
     def close(self) -> None:
         """Close the file."""

@@ -120,15 +120,25 @@ class OcrResult:
     ) -> tuple[str, list[Box]]:
         """Markdown with links of your own (`figure_name(1)`, ...), and the figures' boxes in page pixels.
 
-        With `figure_name=None`, figures are left out.
+        With `figure_name=None`, figures are left out. A comment at its end says what the repetition guard cut off.
         """
         markdown, boxes = to_markdown(self.text, figure_name, text_labels=self.text_labels)
+        if self.cut_characters:
+            markdown += (
+                f"\n\n<!-- {self.cut_characters} characters that repeated themselves were cut off here -->"
+            )
         width, height = self.layout.width, self.layout.height
         return markdown, [to_pixels(box, width, height) for box in boxes]
 
+    @property
+    def cut_characters(self) -> int:
+        """How many characters of a looping tail the repetition guard cut off."""
+        return max(0, len(self.model_text) - len(self.text))
+
     def warning(self) -> str:
         """Why the text may be incomplete, or an empty string."""
-        return UNFINISHED.get(self.finish_reason, "")
+        cut = f"; {self.cut_characters:,} characters of the loop were cut off" if self.cut_characters else ""
+        return UNFINISHED.get(self.finish_reason, "") + cut
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything that the server said, and the Markdown."""
@@ -139,6 +149,7 @@ class OcrResult:
             "request_id": self.request_id,
             "model": self.model,
             "finish_reason": self.finish_reason,
+            "cut_characters": self.cut_characters,
             "text": self.text,
             "markdown": self.markdown,
             "regions": [region.to_dict() for region in self.regions],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr_client import ClientSettings, OcrClient, OcrOptions, ServerUnavailable
-from deepseek_ocr_client.batch import Batch, Report
+from deepseek_ocr_client.batch import Batch, Failure, Report
 from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources
 from deepseek_ocr_client.journal import NAME
@@ -23,7 +24,7 @@ from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.result import OcrResult
 from tests.client.conftest import Run, start
 from tests.client.forwarder import Forwarder
-from tests.client.pdf_files import PageSpec, make_pdf, text_pages
+from tests.client.pdf_files import PageSpec, make_pdf, one_page, stream, text_pages
 from tests.serving.running import RunningServer
 
 pytestmark = pytest.mark.serving
@@ -153,6 +154,66 @@ def test_omnidocbench_layout(run: Run, tmp_path: Path) -> None:
     clash = run("batch", images, "--output", out, "--layout", "omnidocbench", *QUICK)
     assert clash.returncode == ExitCode.INPUT
     assert "one prediction between them" in clash.stderr
+
+
+def test_odd_files_cost_a_sentence_each_and_every_run_goes_through(run: Run, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    white = Image.new("RGB", (300, 200), "white")
+    white.save(scans / "good.png")
+    os.rename(scans / "good.png", os.fsencode(scans) + b"/caf\xe9.png")
+    os.mkdir(os.fsencode(scans) + b"/f\xfcr")
+    white.save(scans / "a.png")
+    os.rename(scans / "a.png", os.fsencode(scans) + b"/f\xfcr/caf\xe9.png")
+    white.save(scans / "page.jfif", "JPEG")
+    white.save(scans / "cut.tif", compression="tiff_lzw")
+    (scans / "cut.tif").write_bytes((scans / "cut.tif").read_bytes()[:-60])
+    (scans / "head.tif").write_bytes(b"II*\0\x08\0\0\0\xff\xff")
+    (scans / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    exif = b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\1" * 30
+    white.save(scans / "exif.jpg", exif=exif)
+    (scans / "letter.docx").write_bytes(b"PK")
+    (scans / ".hidden.xyz").write_bytes(b"")
+    out = tmp_path / "out"
+    for pages_read, there in ((4, 0), (0, 4)):
+        done = run("batch", scans, "--output", out, *QUICK)
+        assert done.returncode == ExitCode.PARTIAL, done.stderr
+        assert f"{pages_read} page" in done.stderr
+        assert (f"{there} there already" in done.stderr) == bool(there)
+        assert "3 failed" in done.stderr
+        assert "letter.docx" in done.stderr
+        assert ".hidden.xyz" not in done.stderr
+        assert "TIFF" in done.stderr
+        assert "HEIC" in done.stderr
+        assert not any(word in done.stderr for word in ("Traceback", "TIFFRead", "bug"))
+    assert sorted(path.name for path in out.rglob("*.md")) == ["caf_.md", "caf_.md", "exif.md", "page.md"]
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["f_r"]
+    names = {str(line["document"]) for line in lines(out)}
+    assert os.fsdecode(os.fsencode(scans) + b"/caf\xe9.png") in names
+    failures = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert {Path(each["document"]).name for each in failures} == {"cut.tif", "head.tif", "photo.heic"}
+
+
+def test_what_a_pdf_s_pages_do_not_show_is_in_the_report(run: Run, tmp_path: Path) -> None:
+    forms = tmp_path / "forms"
+    forms.mkdir()
+    (forms / "form.pdf").write_bytes(
+        one_page(
+            b"0 0 0 rg 40 40 100 20 re f", stream(b"<x/>"), catalog="/AcroForm << /Fields [] /XFA 5 0 R >>"
+        )
+    )
+    (forms / "blank.pdf").write_bytes(one_page(b"1 1 1 rg 40 40 100 20 re f"))
+    done = run("batch", forms, "--output", tmp_path / "out", *QUICK)
+    assert done.returncode == ExitCode.OK
+    assert "form.pdf is an XFA form" in done.stderr
+    assert "blank.pdf draws something, and its picture is blank." in done.stderr
+    assert sum("note" in line for line in lines(tmp_path / "out")) == 2
+
+
+def test_a_server_s_advice_is_in_the_report(tmp_path: Path) -> None:
+    failure = Failure(Path("a.png"), 1, ServerUnavailable("The server is full.", "Try again later."))
+    assert str(failure) == "a.png, page 1: The server is full. Try again later."
+    assert failure.to_dict()["advice"] == "Try again later."
 
 
 @pytest.fixture

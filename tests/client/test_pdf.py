@@ -36,6 +36,7 @@ def test_pages_come_at_144_dpi_in_order(tmp_path: Path) -> None:
         assert document.page_count == 3
         pages = list(document.pages(document.choose(None)))
         assert [page.number for page in pages] == [1, 2, 3]
+        assert {page.no_repeat_ngram for page in pages} == {(20, 50)}
         assert picture(pages[0]).size == (1190, 1684)
         assert len({page.image for page in pages}) == 3
         assert np.asarray(picture(pages[0]).convert("L")).min() < 50  # there's text on it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -13,6 +14,7 @@ from tritonclient.grpc import InferInput
 
 from deepseek_ocr_client.contract import INPUTS, LAYOUT, LAYOUT_TENSOR, TIMINGS, TIMINGS_TENSOR
 from deepseek_ocr_client.errors import InvalidRequest, ServerFailed
+from deepseek_ocr_client.pages import Page
 from deepseek_ocr_client.request import OcrOptions, RequestOptions, ResultBuilder, Retention, build_inputs
 from deepseek_ocr_client.result import Timings
 from deepseek_ocr_client.tags import Box
@@ -143,3 +145,23 @@ def test_names_that_stand_twice_are_the_same() -> None:
     assert LAYOUT_TENSOR.shape == (len(LAYOUT),)
     assert {field.name.upper() for field in fields(OcrOptions)} == {tensor.name for tensor in INPUTS[1:]}
     assert get_type_hints(OcrOptions) == get_type_hints(RequestOptions)
+
+
+def test_what_the_guard_cut_off_is_told() -> None:
+    builder = ResultBuilder("id", OcrOptions())
+    builder.add(answer("One line.\n" * 3, **FIRST))
+    builder.add(answer("One line.\n" * 200, "repetition", TEXT_LENGTH=np.array([9], np.int32)))
+    result = builder.build()
+    assert (result.text, result.cut_characters) == ("One line.", 2021)
+    assert result.to_dict()["cut_characters"] == 2021
+    assert result.markdown == (
+        "One line.\n\n<!-- 2021 characters that repeated themselves were cut off here -->"
+    )
+    assert result.warning().endswith("2,021 characters of the loop were cut off")
+
+
+def test_pdf_pages_have_an_n_gram_rule_of_their_own_unless_the_caller_says() -> None:
+    page = Page(Path("a.pdf"), 1, no_repeat_ngram=(20, 50))
+    assert page.options(OcrOptions(mode="tiny")) == OcrOptions(mode="tiny", no_repeat_ngram=(20, 50))
+    assert page.options(OcrOptions(no_repeat_ngram=(0, 0))).no_repeat_ngram == (0, 0)
+    assert Page(Path("a.png"), 1).options(OcrOptions()).no_repeat_ngram is None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from deepseek_ocr_client.batch import Batch, Report, guard_names
 from deepseek_ocr_client.cli import options as cli
-from deepseek_ocr_client.cli.report import complain, say
+from deepseek_ocr_client.cli.report import ModelNote, complain, say
 from deepseek_ocr_client.errors import ExitCode
 from deepseek_ocr_client.inputs import find_sources, unread_files
 from deepseek_ocr_client.layouts import DocumentLayout, OmniDocBenchLayout, OutputLayout
@@ -112,12 +112,15 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             bar.close()
             signal.signal(signal.SIGTERM, before)
     if unread:
-        names = ", ".join(str(path) for path in unread[:UNREAD_SHOWN])
-        more = f" and {len(unread) - UNREAD_SHOWN} more" if len(unread) > UNREAD_SHOWN else ""
-        batch.report.warnings.append(
-            f"{len(unread)} files were not read, by their names no PDFs or images: {names}{more}."
-        )
+        batch.report.warnings.append(_unread(unread))
     return _conclude(batch.report, arguments.output)
+
+
+def _unread(paths: list[Path]) -> str:
+    """What to say of files that were passed over."""
+    names = ", ".join(str(path) for path in paths[:UNREAD_SHOWN])
+    more = f" and {len(paths) - UNREAD_SHOWN} more" if len(paths) > UNREAD_SHOWN else ""
+    return f"files that aren't PDFs or images by their names were not read: {names}{more}."
 
 
 def _conclude(report: Report, folder: Path) -> ExitCode:
@@ -127,6 +130,7 @@ def _conclude(report: Report, folder: Path) -> ExitCode:
         write_lines(errors, (failure.to_dict() for failure in report.failures))
     else:
         errors.unlink(missing_ok=True)
+    ModelNote()(report.model)
     _list("warning", report.warnings)
     _list("failed", [str(failure) for failure in report.failures])
     say(

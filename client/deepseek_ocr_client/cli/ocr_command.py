@@ -116,12 +116,13 @@ class OcrCommand:
 
     def _read(self, client: OcrClient, page: Page) -> OcrResult:
         """Read a page; prints its text as it comes, where the connection streams and text is asked for."""
+        options = page.options(self.options)
         if client.endpoint.http or self.arguments.json:
-            result = client.read(page.image, self.options)
+            result = client.read(page.image, options)
             if not self.arguments.json:
                 write((result.text if self.arguments.raw else result.markdown) + "\n")
             return result
-        with client.open_stream(page.image, self.options) as stream:
+        with client.open_stream(page.image, options) as stream:
             for piece in stream if self.arguments.raw else stream.markdown():
                 write(piece)
             write("\n")

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             if page.error is not None:
                 raise page.error
             started = time.monotonic()
-            result = client.read(page.image, options)
+            result = client.read(page.image, page.options(options))
             note(result.model)
             line = facts(result, options.mode, None, time.monotonic() - started)
             name = f"{arguments.file.name}, page {number}" if document.page_count > 1 else arguments.file.name

@@ -257,6 +257,88 @@ def code(source: random.Random) -> str:
     return "".join(f"{number + 1:3d} {line}\n" for number, line in enumerate([*lines, *zeros]))
 
 
+def register(source: random.Random) -> str:
+    """Hundreds of numbered rows, each of another name."""
+    return "".join(
+        row([str(index), word(source).title(), word(source), price(source)], "markdown")
+        for index in range(1, 501)
+    )
+
+
+def column_of_numbers(source: random.Random) -> str:
+    """A count, of one step, or numbers of one length."""
+    if source.random() < 0.5:
+        return "".join(f"{index}\n" for index in range(source.randint(0, 20), 420))
+    return "".join(f"{source.randint(100, 99999)}\n" for _ in range(600))
+
+
+def zeros(source: random.Random) -> str:
+    """A table of zeros whose rows have names."""
+    style, columns = source.choice(("html", "markdown")), source.randint(3, 14)
+    empty = source.choice(("0", "0.00", "-", "0 %"))
+    return table([[word(source) + word(source), *[empty] * columns] for _ in range(300)], style)
+
+
+def telephones(source: random.Random) -> str:
+    """A directory, sorted by number or by name."""
+    first, shape = source.randint(1, 900), source.choice(("555-{:04d} {}\n", "{1} ..... 0123 {0:03d}\n"))
+    return "".join(shape.format(first + index, word(source) + " " + word(source)) for index in range(250))
+
+
+def one_field(source: random.Random) -> str:
+    """Long rows that differ in one number, which jumps."""
+    start, step = source.randint(0, 999), source.choice((37, 41, 53, 97, 211))
+    cells = [words(source, 2, 4), words(source, 1, 2)]
+    return table([[*cells, f"{(start + index * step) % 1000:03d}"] for index in range(250)], "html")
+
+
+def tick_boxes(source: random.Random) -> str:
+    """Labels in rows: A1 B1 C1, A2 B2 C2."""
+    letters = "ABCDEFGH"[: source.randint(2, 6)]
+    return "".join(f"[ ] {c}{n}\n" for n in range(1, 220 // len(letters)) for c in letters)
+
+
+def days(source: random.Random) -> str:
+    """A line for each day of a year, and a timetable."""
+    dates = "".join(f"2024-{month:02d}-{day:02d}\n" for month in range(1, 13) for day in range(1, 30))
+    times = "".join(
+        f"| {hour:02d}:{minute:02d} | {hour:02d}:{(minute + 7) % 60:02d} | {source.choice('ABC')} |\n"
+        for hour in range(5, 24)
+        for minute in range(0, 60, 10)
+    )
+    return dates + times
+
+
+def survey(source: random.Random) -> str:
+    """Answers from 1 to 5, without numbers of rows."""
+    columns = source.randint(3, 10)
+    rows = [[str(source.randint(1, 5)) for _ in range(columns)] for _ in range(200)]
+    return table(rows, source.choice(("html", "markdown")))
+
+
+def products(source: random.Random) -> str:
+    """A multiplication table, as sentences or as a square."""
+    if source.random() < 0.5:
+        return "".join(f"{a} x {b} = {a * b}\n" for a in range(1, 13) for b in range(1, 13))
+    return table([[str(a * b) for b in range(1, 16)] for a in range(1, 16)], "markdown")
+
+
+def dump(source: random.Random) -> str:
+    """Bytes in hexadecimal, with their addresses."""
+    return "".join(
+        f"{16 * line:08x}  " + " ".join(f"{source.randint(0, 255):02x}" for _ in range(16)) + "\n"
+        for line in range(120)
+    )
+
+
+def sign_list(source: random.Random) -> str:
+    """Names in Chinese with numbers."""
+    return "".join(
+        "".join(source.choices(SIGNS, k=3)) + f" {source.randint(100, 999)}-{source.randint(0, 9999):04d}\n"
+        for _ in range(300)
+    )
+
+
 PAGES: dict[str, Callable[[random.Random], str]] = {
     each.__name__: each
     for each in (
@@ -275,6 +357,17 @@ PAGES: dict[str, Callable[[random.Random], str]] = {
         boxes,
         chapters,
         code,
+        register,
+        column_of_numbers,
+        zeros,
+        telephones,
+        one_field,
+        tick_boxes,
+        days,
+        survey,
+        products,
+        dump,
+        sign_list,
     )
 }
 
@@ -361,6 +454,28 @@ def loop_boxes(source: random.Random, copies: int) -> str:
     )
 
 
+def loop_wandering_boxes(source: random.Random, copies: int) -> str:
+    """A box that drifts, with nothing in it."""
+    box, out = [100, 200, 300, 260], []
+    label = source.choice(("text", "image"))
+    for _ in range(copies):
+        box = [min(999, max(0, each + source.choice((-3, -1, 0, 2)))) for each in box]
+        out.append(f"<|ref|>{label}<|/ref|><|det|>[{box}]<|/det|>\n")
+    return "".join(out)
+
+
+def loop_other_order(source: random.Random, copies: int) -> str:
+    """The same words in another order each time."""
+    line, end = [word(source) for _ in range(source.randint(6, 16))], source.choice((". ", "\n"))
+    return "".join(" ".join(source.sample(line, len(line))) + end for _ in range(copies))
+
+
+def loop_digits(source: random.Random, copies: int) -> str:
+    """-7 -77 -777, in any order."""
+    digit, sign = source.choice("123456789"), source.choice(("-", "+", ""))
+    return " ".join(sign + digit * source.randint(1, 3) for _ in range(copies * 3))
+
+
 LOOPS: dict[str, Callable[[random.Random, int], str]] = {
     each.__name__: each
     for each in (
@@ -374,5 +489,8 @@ LOOPS: dict[str, Callable[[random.Random, int], str]] = {
         loop_symbols,
         loop_small_changes,
         loop_boxes,
+        loop_wandering_boxes,
+        loop_other_order,
+        loop_digits,
     )
 }
