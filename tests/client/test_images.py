@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from deepseek_ocr_client.documents import open_document
 from deepseek_ocr_client.errors import InvalidRequest
@@ -134,3 +134,28 @@ def test_a_single_image_is_a_document_of_one_page(tmp_path: Path) -> None:
     with open_document(path, SETTINGS) as document:
         [page] = document.pages(document.choose(None))
         assert page.image == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_photographs_that_few_servers_read_are_sent_as_jpeg(kind: str, tmp_path: Path) -> None:
+    page = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
+    path = tmp_path / f"page.{kind.lower()}"
+    page.save(path, kind, quality=95)
+    sent = encode_image(path, SETTINGS)
+    assert sent.startswith(b"\xff\xd8\xff")
+    assert np.abs(decoded(sent).astype(int) - np.asarray(page)).mean() < 4
+    with open_document(path, SETTINGS) as document:
+        [rendered] = document.pages([1])
+    assert rendered.image == sent
+
+
+def test_a_picture_in_any_mode_becomes_grey_or_colour() -> None:
+    ramp = np.arange(256, dtype=np.int32).reshape(16, 16)
+    assert np.asarray(flatten(Image.fromarray(ramp))).tolist() == ramp.tolist()
+    assert np.asarray(flatten(Image.fromarray((ramp / 255).astype(np.float32)))).tolist() == ramp.tolist()
+    with pytest.raises(InvalidRequest, match="colour space, LAB"):
+        flatten(Image.new("LAB", (4, 4)))

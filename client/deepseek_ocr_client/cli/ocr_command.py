@@ -21,6 +21,7 @@ from deepseek_ocr_client.cli.report import (
 )
 from deepseek_ocr_client.documents import open_document, parse_pages
 from deepseek_ocr_client.errors import ClientError, ExitCode, InvalidRequest, TimeLimitExceeded
+from deepseek_ocr_client.images import sendable
 from deepseek_ocr_client.layouts import DocumentFiles, page_break, page_record
 from deepseek_ocr_client.ocr import OcrClient
 from deepseek_ocr_client.pages import Page
@@ -70,7 +71,8 @@ class OcrCommand:
 
     def _file(self, client: OcrClient, name: str) -> None:
         if name == "-":
-            self._page(client, Page(Path("standard input"), 1, sys.stdin.buffer.read()), None)
+            image = sendable(sys.stdin.buffer.read(), "standard input", self.settings)
+            self._page(client, Page(Path("standard input"), 1, image), None)
             return
         with open_document(name, self.settings, cli.password_of(self.arguments)) as document:
             files = None

@@ -136,7 +136,8 @@ def decode(data: bytes, limits: Limits, page: int = 0) -> Image.Image:
     data, orientation, samples = reduce(kind, data, page)
     try:
         image = reader(io.BytesIO(data))
-        if samples is not None:
+        if samples is not None and isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff(image, limits)
             return upright(_from_samples(image, samples, limits), orientation)
         size = image.size
         _check(image, kind, limits)
@@ -193,11 +194,16 @@ def _check(image: ImageFile.ImageFile, kind: str, limits: Limits) -> None:
     if kind == "BMP" and image.info["compression"] in (1, 2):
         raise ImageError("The BMP image is run-length encoded, which is not read; save it as PNG.")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        if image.info["compression"] not in _TIFF_COMPRESSIONS:
-            raise ImageError("The TIFF image's compression is not read; save it as PNG.")
-        across, down = (image.tag_v2.get(tag, 1) for tag in _TIFF_TILE)
-        if across * down > limits.pixels:
-            raise ImageError(f"The TIFF image has tiles of {across} x {down} pixels, which is too much.")
+        _check_tiff(image, limits)
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
+    """Hold a TIFF's compression and tiles to what is read."""
+    if image.info["compression"] not in _TIFF_COMPRESSIONS:
+        raise ImageError("The TIFF image's compression is not read; save it as PNG.")
+    across, down = (image.tag_v2.get(tag, 1) for tag in _TIFF_TILE)
+    if across * down > limits.pixels:
+        raise ImageError(f"The TIFF image has tiles of {across} x {down} pixels, which is too much.")
 
 
 def _check_size(size: tuple[int, int], each: int, limits: Limits, image: Image.Image) -> None:

@@ -116,6 +116,14 @@ def test_two_and_four_bits_and_tiles() -> None:
     np.testing.assert_allclose(np.asarray(image), values[:8, :12] * 255 / values[:8, :12].max(), atol=1)
 
 
+@pytest.mark.parametrize("compression", [34925, 50000, 50001, 6])  # LZMA, Zstandard, WebP, old JPEG
+def test_compressions_are_the_same_for_every_sample(compression: int) -> None:
+    for bits, form in ((8, 1), (32, 3)):
+        data = grey_tiff(12, 8, bytes(384), bits=bits, format=form, compression=compression)
+        with pytest.raises(ImageError, match="compression is not read"):
+            decode(data, LIMITS)
+
+
 # Pages
 
 
