@@ -135,7 +135,7 @@ def options(binary: Path, env: dict[str, str]) -> frozenset[str]:
     told = subprocess.run(  # noqa: S603 - the server's own binary, no shell
         [str(binary), "--help"], env=env, capture_output=True, text=True, check=False, timeout=60
     )
-    return frozenset(re.findall(r"^\s*(--[a-z][a-z-]+)", told.stdout + told.stderr, flags=re.MULTILINE))
+    return frozenset(re.findall(r"^\s*(--[a-z][a-z0-9-]+)", told.stdout + told.stderr, flags=re.MULTILINE))
 
 
 def command(
