@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     # When text is a loop and is cut off: a false cut loses data, a late one costs seconds.
     repetition_guard: bool = Field(True, description="Whether loops are looked for at all.")
     repetition_chars: int = Field(
-        2380,
+        2200,
         ge=100,
         description="Characters without anything new: a column that counts to 400 has 1,500, a sheet of 30 equal "
         "labels 1,800. Something new halves the count.",

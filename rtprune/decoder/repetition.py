@@ -29,6 +29,8 @@ _INTEGERS = re.compile(r"-?[0-9]{1,9}")
 _PAGE = 999  # the largest coordinate of a box
 
 _NEWS = 0.5  # what something new leaves of the stretch: so a row may be half the limit long and differ in one word
+_WEIGHTS = {"tag": 1.0, "line": 1.0, "cell": 0.5}  # of others: their characters; blank forms are pages
+_LISTED = 0.75  # what the line of a numbered list is let off
 _LAGS = 6  # numbers back that a count is looked for: it may stand between others
 _STEP = 12  # a count's largest step; every 37th number is a column of a table
 _DIGITS = 4  # different numbers in a line that was not there before are new, though each of them was
@@ -86,7 +88,7 @@ class RepetitionGuard:
                 self._stretch *= _NEWS
                 self._news_end = start + len(text)
             else:
-                self._stretch += 1 if kind in ("tag", "line") else len(text)
+                self._stretch += _WEIGHTS.get(kind) or len(text)
             self._note(text, start)
             if self._stretch >= max(self._limit, self._period * (self._copies - 1)):
                 return max(self._news_end, self._first_copy(start + len(text)))
@@ -175,11 +177,11 @@ class RepetitionGuard:
     def _new_line(self) -> bool:
         """Whether the line that ends has cells, or numbers, in a combination that was not there before.
 
-        The line of a numbered list or form counts half: such a list may be long and say the same in each line.
+        The line of a numbered list or form counts a quarter: it may be long and say the same in each line.
         """
         words, cells, counted = self._line, self._cells, self._counted
         if counted and len(words) > 1:
-            self._stretch -= (self._stretch - self._line_start) / 2 if self._stretch > self._line_start else 0
+            self._stretch -= _LISTED * max(0.0, self._stretch - self._line_start)
         self._line, self._cells, self._counted = [], False, False
         self._line_start = self._stretch
         numbers = {word for word in words if any(character.isdigit() for character in word)}
