@@ -98,7 +98,7 @@ def test_the_client_has_the_same_tensors(part: str) -> None:
     assert [each[:3] for each in getattr(clients, part)] == [each[:3] for each in getattr(contract, part)]
 
 
-@pytest.mark.parametrize("part", ["TIMINGS", "LAYOUT", "FINISH_REASONS"])
+@pytest.mark.parametrize("part", ["TIMINGS", "LAYOUT", "FINISH_REASONS", "DYNAMIC"])
 def test_the_client_has_the_same_names_in_the_same_order(part: str) -> None:
     assert getattr(clients, part) == getattr(contract, part)
 
